@@ -1,0 +1,93 @@
+"""Kirie: semantic, instance and panoptic segmentation behind three verbs.
+
+    import kirie
+
+    model = kirie.load("runs/nuclei/model.safetensors")
+    result = kirie.predict(model, "photo.jpg")
+    kirie.draw(result, "photo.jpg").save("cut.png")
+
+Every name below is imported when it is first used, so that `import kirie` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kirie.classes import Classes
+    from kirie.data import open_dataset
+    from kirie.data.inspect import inspect_dataset
+    from kirie.drawing import draw
+    from kirie.errors import KirieError
+    from kirie.masks import Masks
+    from kirie.metrics import dice, iou
+    from kirie.models.file import load, save
+    from kirie.models.unet import UNet
+    from kirie.prediction.evaluate import evaluate
+    from kirie.prediction.predictor import Predictor, predict
+    from kirie.results import Instances, PanopticMap, SemanticMap, to_instances, to_panoptic, to_semantic
+    from kirie.training.fit import train
+    from kirie.weights.load import import_checkpoint
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Classes": "kirie.classes",
+    "Instances": "kirie.results",
+    "KirieError": "kirie.errors",
+    "Masks": "kirie.masks",
+    "PanopticMap": "kirie.results",
+    "Predictor": "kirie.prediction.predictor",
+    "SemanticMap": "kirie.results",
+    "UNet": "kirie.models.unet",
+    "dice": "kirie.metrics",
+    "draw": "kirie.drawing",
+    "evaluate": "kirie.prediction.evaluate",
+    "import_checkpoint": "kirie.weights.load",
+    "inspect_dataset": "kirie.data.inspect",
+    "iou": "kirie.metrics",
+    "load": "kirie.models.file",
+    "open_dataset": "kirie.data",
+    "predict": "kirie.prediction.predictor",
+    "save": "kirie.models.file",
+    "to_instances": "kirie.results",
+    "to_panoptic": "kirie.results",
+    "to_semantic": "kirie.results",
+    "train": "kirie.training.fit",
+}
+
+__all__ = [
+    "Classes",
+    "Instances",
+    "KirieError",
+    "Masks",
+    "PanopticMap",
+    "Predictor",
+    "SemanticMap",
+    "UNet",
+    "dice",
+    "draw",
+    "evaluate",
+    "import_checkpoint",
+    "inspect_dataset",
+    "iou",
+    "load",
+    "open_dataset",
+    "predict",
+    "save",
+    "to_instances",
+    "to_panoptic",
+    "to_semantic",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'kirie' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,407 @@
+"""The command line: parse, call, print. Heavy imports happen inside the command that needs them."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kirie.errors import KirieError
+
+if TYPE_CHECKING:
+    from kirie.data.layouts import FolderSettings
+    from kirie.models.contract import SegmentationModel
+
+app = typer.Typer(
+    name="kirie",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="The folder of a data set.")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors model file or the folder of a run.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")]
+Changes = Annotated[list[str] | None, typer.Option("--set", metavar="ENTRY=VALUE", help="Set an entry of the recipe.")]
+Architecture = Annotated[
+    str | None, typer.Option(metavar="PACKAGE.MODULE:CLASS", help="Your own class, for a model saved from one.")
+]
+Split = Annotated[
+    str | None,
+    typer.Option(
+        help="train, val or test; the default is test, else val, of the folders or as drawn for the model's training "
+        "when that was on these data; else everything."
+    ),
+]
+
+
+def main() -> None:
+    """Runs the command line; a fault ends in one sentence and a non-zero exit code, never in a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot write must not stop the work
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()  # ends by sys.exit: 0, 2 for wrong words, 130 after Ctrl-C, 1 when nobody reads the output any more
+    except KirieError as error:
+        _complain(str(error))
+    except MemoryError:
+        _complain("Not enough memory; try smaller patches, batches or pictures.")
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    sys.exit(1)
+
+
+def _complain(message: str) -> None:
+    whole = "\n" in message or message.endswith((".", "?", "!"))
+    print(f"Error: {message}" if whole else f"Error: {message}.", file=sys.stderr)
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        from kirie import __version__
+
+        print(f"kirie {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Image segmentation: check a data set, train on it, measure, predict."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where data, run and results go.")] = Path("demo"),
+    pictures: Annotated[int, typer.Option(help="How many pictures to make.")] = 120,
+    epochs: Annotated[int, typer.Option(help="Passes over the training pictures.")] = 52,
+    device: Device = "auto",
+) -> None:
+    """See the whole road in a few minutes.
+
+    Inspects, trains, evaluates and predicts on pictures made on the spot.
+    """
+    from kirie.demo import make_demo
+    from kirie.models.device import pick_device
+
+    pick_device(device)  # complain before anything is written
+    data = make_demo(out / "data", pictures=pictures)
+    print(f"1/4 {pictures} pictures with coins on brick, grass and gravel: {data}")
+    _show_inspection(data, None, out / "inspect.png", as_json=False)
+    print(f"\n2/4 training a small U-Net for {epochs} epochs")
+    run = _demo_training(data, out, epochs, device)
+    print("\n3/4 measuring it on the test pictures, which it has not seen")
+    _evaluate(run / "model.safetensors", data, "test", run, device, as_json=False)
+    print("\n4/4 predicting them")
+    failed = _predict(run / "model.safetensors", [str(data / "images" / "test")], out / "cut", "labels,overlay", device)
+    _draw_demo(run, data, out / "demo.jpg", device)
+    print(f"\nDone. Look in {out} at demo.jpg, run/report.html, run/history.png and the pictures in cut.")
+    raise typer.Exit(failed)
+
+
+def _draw_demo(run: Path, data: Path, place: Path, device: str) -> None:
+    """Writes one sheet of test pictures, each with its truth and what the model sees."""
+    from kirie.data import open_dataset
+    from kirie.drawing import contact_sheet, draw
+    from kirie.files import write_picture
+    from kirie.models.file import load
+    from kirie.prediction.predictor import Predictor
+
+    predictor = Predictor(load(run), device=device)
+    dataset = open_dataset(data, "test")
+    cells: list[tuple[str, list[Any]]] = []
+    for index in range(min(6, len(dataset))):
+        sample = dataset[index]
+        result = predictor([sample.image])[0]
+        cells.append((f"{sample.name}: picture, truth, result",
+                      [sample.image, draw(sample.truth, sample.image), draw(result, sample.image)]))  # fmt: skip
+    write_picture(place, contact_sheet(cells, columns=2, cell=(180, 720)))
+
+
+def _demo_training(data: Path, out: Path, epochs: int, device: str) -> Path:
+    from kirie.recipe import parse_recipe, read_recipe
+    from kirie.training.fit import train
+
+    changes = [
+        f"train.epochs={epochs}",
+        "model.arguments={width: 16, bias: false, standardise: true}",
+        "augment.preset=light",
+        "train.loss=ce+dice",
+        "train.patch=[160, 160]",
+        "train.batch_size=8",
+        "train.draws=2",
+        "train.learning_rate=3e-3",
+        "train.validate_every=13",
+        "train.samples_every=13",
+    ]
+    folder = out / "run"
+    if (folder / "recipe.yaml").exists():
+        import shutil
+
+        earlier = read_recipe(folder / "recipe.yaml", [f"train.epochs={epochs}"])
+        if earlier != parse_recipe({"data": {"path": str(data)}}, changes):
+            raise KirieError(f"{folder} holds another run than the demo's, which stays; choose another place by --out.")
+        shutil.rmtree(folder)  # what an earlier demo made
+    run = train(data, changes=changes, out=folder, device=device)
+    if not run.finished or run.model is None:
+        raise KirieError("The demo was stopped; run it again.")
+    return run.folder
+
+
+@app.command()
+def inspect(
+    data: Data,
+    task: Annotated[
+        str | None, typer.Option(help="semantic, instance or panoptic; by default what the labels are.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Where to write the contact sheet (default: DATA_sheet.png).")
+    ] = None,
+    no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    changes: Changes = None,
+) -> None:
+    """Check a data set.
+
+    Tells format, classes, sizes, balance, and every fault of the labels with how to mend it. Ends with exit code 1
+    when there are faults. Options of the folders are set as in a recipe's data section, such as --set suffix=_mask or
+    --set kind=binary.
+    """
+    place = None if no_sheet else sheet or Path(f"{data.resolve().name}_sheet.png")
+    raise typer.Exit(_show_inspection(data, task, place, as_json=as_json, settings=_folder_settings(data, changes)))
+
+
+def _show_inspection(
+    data: Path, task: str | None, sheet: Path | None, *, as_json: bool, settings: FolderSettings | None = None
+) -> int:
+    from kirie.data import open_dataset
+    from kirie.data.inspect import inspect_dataset, sheet_samples
+    from kirie.drawing import contact_sheet, draw
+    from kirie.files import write_picture
+
+    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise KirieError(f"A contact sheet is a .png or .jpg file, got {sheet}.")
+    inspection = inspect_dataset(data, task=task, settings=settings)
+    if not inspection.images and inspection.faults:
+        raise KirieError(inspection.faults[0].what)
+    print(_json(inspection.to_dict()) if as_json else "\n".join(inspection.lines()))
+    try:
+        samples = [] if sheet is None else sheet_samples(open_dataset(data, task=task, settings=settings))
+    except KirieError:
+        samples = []  # faults too grave to draw anything; they are told above
+    if sheet is not None and samples:
+        pictures = [(s.name, s.image[..., :3], s.truth) for s in samples]
+        cells: list[tuple[str, list[Any]]] = [(name, [image, draw(truth, image)]) for name, image, truth in pictures]
+        write_picture(sheet, contact_sheet(cells))
+        if not as_json:
+            print(f"contact sheet: {sheet}")
+    return 0 if inspection.ok else 1
+
+
+@app.command()
+def train(
+    data: Annotated[Path, typer.Argument(metavar="RECIPE|DATA", help="A recipe (.yaml) or the folder of a data set.")],
+    model: Annotated[str | None, typer.Option(help="Architecture, in place of the recipe's.")] = None,
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option(help="The run's folder (default: in runs, by the data's name).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder stopped.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Train a model.
+
+    By a recipe, or by the defaults on the folder of a data set.
+    """
+    if not data.exists():
+        raise KirieError(f"There is neither a recipe nor a data folder {data}.")
+    from kirie.training.fit import train as fit
+
+    _see_own_modules()
+    run = fit(data, model=model, changes=changes or [], out=out, resume=resume, device=device)
+    if not run.finished:
+        words = ["kirie", "train", str(data), *(word for change in changes or [] for word in ("--set", change))]
+        words += ["--model", model] if model else []
+        words += ["--device", device] if device != "auto" else []
+        again = shlex.join([*words, "--out", str(run.folder), "--resume"])
+        print(f"Stopped; everything is saved. Go on with: {again}")
+        raise typer.Exit(130)
+    print(f"best score {run.best:.4f}" if run.best is not None else "no score could be measured")
+    print(f"model: {run.model or 'none was kept'}\nhistory: {run.folder / 'history.png'}")
+
+
+@app.command()
+def evaluate(
+    model: ModelFile,
+    data: Data,
+    split: Split = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where report.html and report.json go (default: beside the model).")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
+    changes: Changes = None,
+    device: Device = "auto",
+    architecture: Architecture = None,
+) -> None:
+    """Measure a model on a data set.
+
+    Prints a table, and writes a report with the best and the worst pictures.
+    """
+    _evaluate(model, data, split, out, device, as_json=as_json, changes=changes, architecture=architecture)
+
+
+def _evaluate(
+    model: Path,
+    data: Path,
+    split: str | None,
+    out: Path | None,
+    device: str,
+    *,
+    as_json: bool,
+    changes: Sequence[str] | None = None,
+    architecture: str | None = None,
+) -> None:
+    from kirie.models.file import model_path
+    from kirie.prediction.evaluate import evaluate as measure
+    from kirie.prediction.evaluate import folder_settings, open_for
+
+    path = model_path(model)
+    loaded = _load(path, architecture)
+    dataset = open_for(loaded, data, split, _folder_settings(data, changes, folder_settings(loaded)))
+    place = out or path.parent
+    report = measure(loaded, dataset, out=place, device=device, name=str(model))
+    chosen = getattr(dataset, "split", None)
+    if as_json:
+        facts = {"model": str(model), "data": str(data), "split": chosen, "pictures": len(dataset), **report.to_dict()}
+        print(_json(facts))
+        return
+    print(f"{data}: {len(dataset)} pictures ({f'split {chosen}' if chosen else 'all there are'})\n")
+    _print_table(report.rows())
+    means = {"mIoU": report.miou, "mean Dice": report.mean_dice, "pixel accuracy": report.pixel_accuracy}
+    print("\n" + "   ".join(f"{name} {_shown(value)}" for name, value in means.items()))
+    print(report.convention)
+    print(f"report: {place / 'report.html'}")
+
+
+@app.command()
+def predict(
+    model: ModelFile,
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, or patterns in quotes.")],
+    out: Annotated[Path, typer.Option(help="The folder to write to.")],
+    save: Annotated[str, typer.Option(help="What to write, with commas: labels, overlay, scores.")] = "labels,overlay",
+    device: Device = "auto",
+    architecture: Architecture = None,
+) -> None:
+    """Predict pictures.
+
+    A bad file is reported and the others go on; the exit code is 1 then.
+    """
+    raise typer.Exit(_predict(model, images, out, save, device, architecture))
+
+
+def _predict(
+    model: Path, images: Sequence[str], out: Path, save: str, device: str, architecture: str | None = None
+) -> int:
+    from kirie.prediction.predictor import Predictor
+    from kirie.prediction.save import check_kinds, find_images, predict_files
+
+    kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
+    check_kinds(kinds)  # complain about what was typed before loading anything
+    find_images(images)
+    predictor = Predictor(_load(model, architecture), device=device, scores="scores" in kinds)
+    done, failed = 0, 0
+    for outcome in predict_files(predictor, images, out, kinds=kinds):
+        if outcome.error is None:
+            done += 1
+        else:
+            failed += 1
+            _complain(outcome.error)
+    print(f"{done} predicted into {out}" + (f", {failed} failed" if failed else ""))
+    return 1 if failed else 0
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Another project's checkpoint.")],
+    out: Annotated[Path, typer.Option("--as", metavar="OUT", help="The .safetensors file to write.")],
+) -> None:
+    """Bring in another project's checkpoint.
+
+    Nothing in it is executed.
+    """
+    from kirie.models.file import save
+    from kirie.weights.load import import_checkpoint
+
+    model, translation = import_checkpoint(file)
+    save(model, out)
+    for name, reason in translation.dropped.items():
+        print(f"left out {name}: {reason}")
+    print(f"{translation.architecture}, {len(model.classes)} classes, {model.in_channels} channels: {out}")
+
+
+def _see_own_modules() -> None:
+    """Lets `package.module:Class` be found in the working directory too, as `python -m` does, but after all else."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
+def _load(model: Path, architecture: str | None) -> SegmentationModel:
+    from kirie.models import model_class
+    from kirie.models.file import load
+
+    if architecture is None:
+        return load(model)
+    _see_own_modules()
+    return load(model, architecture=model_class(architecture, own_code=True))
+
+
+def _folder_settings(
+    data: Path, changes: Sequence[str] | None, settings: FolderSettings | None = None
+) -> FolderSettings | None:
+    """How to read the folders of `data`: these settings, with the changes typed."""
+    if not changes:
+        return settings
+    from dataclasses import asdict
+
+    from kirie.recipe import parse_recipe
+
+    section = {} if settings is None else asdict(settings)
+    entries = [f"data.{change.removeprefix('data.')}" for change in changes]
+    return parse_recipe({"data": {**section, "path": str(data)}}, entries, source="--set").data.folder_settings()
+
+
+def _json(value: Any) -> str:
+    import json
+
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+    return json.dumps(value, indent=1, ensure_ascii=not unicode)
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of numbers as aligned columns."""
+    proper = {"iou": "IoU", "dice": "Dice"}
+    head = [proper.get(name, name.replace("_", " ")) for name in rows[0]]
+    lines = [head, *([_shown(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for first, *others in lines:
+        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
+        print("  ".join(cells))
+
+
+def _shown(value: str | int | float) -> str:
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4f}"
+    return value if isinstance(value, str) else f"{value:,}"
+
+
+if __name__ == "__main__":
+    main()

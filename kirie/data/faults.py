@@ -1,0 +1,147 @@
+"""Faults and notes about a data set: what one is, those that only the whole set shows, and how they are listed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kirie.data.labels import LabelFormat
+from kirie.data.layouts import Layout, Pair
+from kirie.data.splits import stem
+from kirie.reading.headers import IMAGE_SUFFIXES
+
+EXAMPLES = 10
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong with a data set, or worth a look.
+
+    Attributes:
+        severity: "fault" when training on it would fail or mislead, "note" when a person should know it.
+        kind: a few words that equal faults share.
+        what: what is wrong, naming the file.
+        files: the files it is about.
+        mend: how to mend it.
+    """
+
+    severity: Literal["fault", "note"]
+    kind: str
+    what: str
+    files: tuple[str, ...]
+    mend: str
+
+
+def grouped(faults: Iterable[Fault]) -> list[str]:
+    """Faults, then notes, as lines of plain text: those of one kind together, at most `EXAMPLES` of them."""
+    listed = list(faults)
+    if not listed:
+        return ["no faults found"]
+    lines = []
+    for severity in ("fault", "note"):
+        groups: dict[tuple[str, str], list[Fault]] = {}
+        for fault in listed:
+            if fault.severity == severity:
+                groups.setdefault((fault.kind, fault.mend), []).append(fault)
+        for (kind, mend), group in groups.items():
+            lines.append(f"{severity}: {kind}" + (f" ({len(group)} times)" if len(group) > 1 else ""))
+            lines += [f"  {fault.what}" for fault in group[:EXAMPLES]]
+            if len(group) > EXAMPLES:
+                lines.append(f"  and {len(group) - EXAMPLES} more")
+            if mend and mend not in group[0].what:
+                lines.append(f"  mend: {mend}")
+    return lines
+
+
+def layout_faults(layout: Layout) -> list[Fault]:
+    """What the names of the files show: label files without picture, doubled stems, one picture in two splits."""
+    faults = []
+    for path in layout.strays:
+        mend = "Add the picture with its stem, or take the label file out."
+        faults.append(Fault("fault", "label file without picture", f"{path} has no picture.", (path,), mend))
+    for entry in layout.unfound:
+        mend = "Add the picture, or take the line out of the list."
+        faults.append(Fault("fault", "listed picture is missing", f"{entry} is listed but not there.", (entry,), mend))
+    unlisted = [pair for pair in layout.pairs if not pair.split]
+    for pair in unlisted:
+        mend = "Add it to a list file, or leave it out on purpose."
+        faults.append(Fault("note", "picture in no split", f"{pair.image} is in no list file.", (pair.image,), mend))
+    return faults + _doubled(layout) + _shared_by_splits(layout)
+
+
+def _doubled(layout: Layout) -> list[Fault]:
+    faults = []
+    by_path: dict[str, list[str]] = {}
+    for pair in layout.pairs:
+        by_path.setdefault(stem(pair.name, IMAGE_SUFFIXES), []).append(pair.image)
+    for files in by_path.values():
+        if len(files) > 1:
+            what = f"{' and '.join(files)} have one stem and share a label file."
+            faults.append(
+                Fault("fault", "two pictures of one stem", what, tuple(files), "Delete or rename one of them.")
+            )
+    return faults
+
+
+def _shared_by_splits(layout: Layout) -> list[Fault]:
+    """Pictures that lie in two splits with the same bytes; only files of equal length are read to find them."""
+    by_length: dict[int, list[Pair]] = {}
+    for pair in layout.pairs:
+        if pair.split:
+            with suppress(OSError):  # a file that is not there is told elsewhere
+                by_length.setdefault(Path(pair.image).stat().st_size, []).append(pair)
+    by_bytes: dict[bytes, dict[str, str]] = {}
+    for pairs in by_length.values():
+        if len({pair.split for pair in pairs}) > 1:
+            for pair in pairs:
+                with suppress(OSError):
+                    code = hashlib.blake2b(Path(pair.image).read_bytes()).digest()
+                    by_bytes.setdefault(code, {}).setdefault(pair.split, pair.image)
+    mend = "Take it out of one of them: a score on training pictures misleads."
+    return [
+        Fault("note", "one picture in two splits", f"{' and '.join(files.values())} are the same picture.",
+              tuple(files.values()), mend)
+        for files in by_bytes.values() if len(files) > 1
+    ]  # fmt: skip
+
+
+def check_whole(form: LabelFormat, pixels: npt.NDArray[np.int64], void: int, unknown: Mapping[str, int]) -> list[Fault]:
+    """What the counts over all label files show: ids off by one, what 255 means, classes that never occur.
+
+    Args:
+        form: kind and classes.
+        pixels: (K,) pixels of each class.
+        void: void pixels.
+        unknown: unknown ids or colours with their pixels.
+    """
+    classes, faults = form.classes, []
+    count = len(classes)
+    plain_ids = form.kind == "index" and classes.ids == tuple(range(count))
+    if plain_ids and not pixels[0] and pixels[1:].any() and str(count) in unknown:
+        what = f"Ids run from 1 to {count} and 0 never occurs; expected 0 to {count - 1}: they are off by one."
+        mend = f'Write "ids": {list(range(1, count + 1))} into classes.json, or subtract 1 from the masks.'
+        faults.append(Fault("fault", "ids off by one", what, (), mend))
+    if form.kind == "index" and form.guessed and min(classes.ids) == 1:
+        what = f"No class table: classes are the ids that occur, {classes.ids[0]} to {classes.ids[-1]}; 0 never occurs."
+        faults.append(Fault("note", "ids start at 1", what, (), "Name the classes in classes.json."))
+    if form.kind in ("index", "binary"):
+        if 255 in classes.ids:
+            name = classes.names[classes.ids.index(255)]
+            what = f"Id 255 is the class {name!r}."
+            faults.append(Fault("note", "id 255", what, (), "If it means void, set data.ignore: [255]."))
+        elif 255 in classes.void_ids and void:
+            what = f"{void:,} pixels are void ({', '.join(map(str, classes.void_ids))}) and count nowhere."
+            faults.append(Fault("note", "id 255", what, (), "If it is a class, name it in classes.json."))
+    for name, seen in zip(classes.names, pixels.tolist(), strict=True):
+        if not seen:
+            what = f"The class {name!r} never occurs."
+            mend = "Take it out of the table, or add pictures of it; it cannot be learned or measured."
+            faults.append(Fault("note", "class never occurs", what, (), mend))
+    return faults

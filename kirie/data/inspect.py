@@ -1,0 +1,373 @@
+"""What is in a data set, and what is wrong with it, before anything is trained on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from kirie.classes import Classes
+from kirie.data.dataset import Dataset, Sample
+from kirie.data.faults import Fault, check_whole, grouped, layout_faults
+from kirie.data.folders import check_size, fitting_task, missing_mask, unknown_mend, unknown_text
+from kirie.data.labels import LabelFormat, find_format, read_labels, read_masks
+from kirie.data.layouts import FolderSettings, Layout, Pair, find_layout
+from kirie.data.splits import SPLITS, expect_split
+from kirie.errors import KirieError
+from kirie.masks import Masks
+from kirie.progress import tracked
+from kirie.reading.images import image_facts, read_image
+
+NEARLY_ALL = 0.99  # of a picture void: there is hardly anything to learn from it
+TINY = 10  # pixels; objects below this are mostly slips of the annotator
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """How much there is of one class.
+
+    Attributes:
+        name: of the class.
+        pixels: in all label files.
+        share: of all pixels that are not void, in [0, 1].
+        images: pictures in which it occurs.
+        instances: objects; None where label files do not tell objects apart.
+    """
+
+    name: str
+    pixels: int
+    share: float
+    images: int
+    instances: int | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Smallest, 5 %, middle, 95 % and largest of some numbers."""
+
+    least: float
+    low: float
+    median: float
+    high: float
+    most: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found in a data set.
+
+    Attributes:
+        path: the folder.
+        task: semantic or instance, or '' when the label files could not be understood.
+        format: the kind of the label files: index, binary, colour, ids or instance_folders; '' likewise.
+        layout: where pictures and label files lie, in words.
+        splits: pictures of each split; pictures in no split under ''.
+        images: pictures inspected.
+        sizes: (H, W) of the smallest, the middle and the largest picture by pixels; empty when none could be read.
+        distinct_sizes: number of different sizes.
+        image_kinds: pictures by bits and channels, in words.
+        classes: one entry per class, in order.
+        void_share: share of all pixels that is void.
+        per_image: spread of the number of objects in a picture; None where objects are not told apart.
+        areas: spread of their pixels; None likewise, or when there are no objects.
+        faults: faults and notes, in the order found.
+    """
+
+    path: str
+    task: str
+    format: str
+    layout: str
+    splits: dict[str, int]
+    images: int
+    sizes: tuple[tuple[int, int], ...]
+    distinct_sizes: int
+    image_kinds: dict[str, int]
+    classes: tuple[ClassFacts, ...]
+    void_share: float
+    per_image: Spread | None
+    areas: Spread | None
+    faults: tuple[Fault, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is no fault (notes do not count)."""
+        return not any(fault.severity == "fault" for fault in self.faults)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON values, with `ok`."""
+        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
+        return {**plain, "ok": self.ok}
+
+    def lines(self) -> list[str]:
+        """A summary in plain text; equal faults stand together with at most ten examples."""
+        splits = ", ".join(f"{name or 'in no split'} {count}" for name, count in self.splits.items())
+        out = [
+            f"{self.path}: {self.images} pictures ({splits})",
+            f"layout: {self.layout}",
+            f"labels: {self.format or 'not understood'}, task {self.task or 'unknown'}",
+        ]
+        if self.sizes:
+            small, middle, large = (f"{height} x {width}" for height, width in self.sizes)
+            sizes = small if self.distinct_sizes == 1 else f"{small} to {large}, middle {middle}"
+            out.append(f"sizes (H x W): {sizes}; {self.distinct_sizes} different")
+        out += [f"pictures: {count} of {kind}" for kind, count in self.image_kinds.items()]
+        width = max((len(entry.name) for entry in self.classes), default=0)
+        for entry in self.classes:
+            objects = "" if entry.instances is None else f", {entry.instances:,} objects"
+            out.append(f"  {entry.name:<{width}}  {entry.share:7.2%} of pixels, in {entry.images} pictures{objects}")
+        if self.void_share:
+            out.append(f"  {'void':<{width}}  {self.void_share:7.2%} of all pixels")
+        if self.per_image is not None:
+            out.append(f"objects in a picture: {_spread_text(self.per_image)}")
+        if self.areas is not None:
+            out.append(f"pixels of an object: {_spread_text(self.areas)}")
+        return out + grouped(self.faults)
+
+
+def inspect_dataset(
+    path: str | Path,
+    *,
+    task: str | None = None,
+    settings: FolderSettings | None = None,
+    splits: Iterable[str] | None = None,
+) -> Inspection:
+    """What is in a data set in folders, and everything that is wrong with it.
+
+    Every picture and every label file is decoded once, and what is wrong is collected, never raised.
+
+    Args:
+        path: the folder.
+        task: semantic or instance; None for what the label files serve.
+        settings: how to read it; None looks for itself.
+        splits: the splits to inspect; None for all pictures.
+
+    Raises:
+        KirieError: when `splits` holds a word that is no split.
+    """
+    root, read = Path(path), settings or FolderSettings()
+    chosen = None if splits is None else {expect_split(split) for split in splits}
+    tally = _Tally(read.channels)
+    try:
+        layout = find_layout(root, read, task)
+    except KirieError as error:
+        tally.add("fault", "not understood", str(error), mend="Arrange the files in one of the layouts.")
+        return tally.inspection(root, Layout("", (), ""), None, "")
+    form, found_task = None, ""
+    try:
+        form = find_format(root, layout, read, task)
+        found_task = fitting_task(root, form, task)
+    except KirieError as error:
+        tally.add("fault", "not understood", str(error), mend="Do as the sentence says and inspect again.")
+    tally.start(form)
+    pairs = tuple(pair for pair in layout.pairs if chosen is None or pair.split in chosen)
+    for pair in tracked(pairs, "inspecting", len(pairs)):
+        tally.read(pair)
+    tally.faults += layout_faults(layout)
+    tally.conclude()
+    return tally.inspection(root, dataclasses.replace(layout, pairs=pairs), form, found_task)
+
+
+def sheet_samples(dataset: Dataset, count: int = 12) -> list[Sample]:
+    """Up to `count` samples spread evenly over a data set, for a contact sheet; broken ones are left out."""
+    total = len(dataset)
+    wanted = min(count, total)
+    samples = []
+    for index in range(wanted):
+        try:
+            samples.append(dataset[(2 * index + 1) * total // (2 * wanted)])
+        except KirieError:
+            continue  # inspecting names it
+    return samples
+
+
+class _Tally:
+    """The counts and faults of the pictures read so far."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self.form: LabelFormat | None = None
+        self.faults: list[Fault] = []
+        self.sizes: list[tuple[int, int]] = []
+        self.kinds: Counter[str] = Counter()
+        self.pixels = np.zeros(0, np.int64)
+        self.images = np.zeros(0, np.int64)
+        self.void = 0
+        self.total = 0
+        self.objects: list[int] = []
+        self.areas: list[npt.NDArray[np.int64]] = []
+        self.unknown: Counter[str] = Counter()
+
+    def add(self, severity: Literal["fault", "note"], kind: str, what: str, *files: str, mend: str = "") -> None:
+        self.faults.append(Fault(severity, kind, what, files, mend))
+
+    def start(self, form: LabelFormat | None) -> None:
+        self.form = form
+        count = len(form.classes) if form else 0
+        self.pixels, self.images = np.zeros(count, np.int64), np.zeros(count, np.int64)
+
+    def read(self, pair: Pair) -> None:
+        """Counts a picture and its label file."""
+        size = self._read_image(pair.image)
+        if not pair.mask:
+            mend = "Add a label file with its stem, or take the picture out."
+            self.add("fault", "picture without label file", str(missing_mask(pair.image)), pair.image, mend=mend)
+            return
+        if pair.mask.lower().endswith((".jpg", ".jpeg")):
+            what = f"{pair.mask} is a JPEG, which changes the numbers in a mask."
+            self.add("fault", "label file is JPEG", what, pair.mask, mend="Save label files as PNG.")
+        if self.form is None:
+            return
+        try:
+            found = self._read_labels(pair.mask, self.form)
+        except KirieError as error:
+            mend = "Save it again, or take the picture and the label file out."
+            self.add("fault", "label file cannot be used", str(error), pair.mask, mend=mend)
+            return
+        if size is not None and found is not None:
+            try:
+                check_size(pair.image, size, pair.mask, found)
+            except KirieError as error:
+                mend = "Save the label file at the size of the picture as it is shown."
+                self.add("fault", "sizes differ", str(error), pair.image, pair.mask, mend=mend)
+
+    def _read_image(self, path: str) -> tuple[int, int] | None:
+        try:
+            facts = image_facts(path)
+            image = read_image(path, self.channels)
+        except KirieError as error:
+            mend = "Copy or convert it again, or take it out."
+            self.add("fault", "picture cannot be used", str(error), path, mend=mend)
+            return None
+        self.sizes.append((image.shape[0], image.shape[1]))
+        channels = "a palette" if facts.palette else f"{facts.channels} channel{'s' * (facts.channels > 1)}"
+        self.kinds[f"{facts.bits} bits, {channels}, {facts.format}"] += 1
+        return image.shape[0], image.shape[1]
+
+    def _read_labels(self, path: str, form: LabelFormat) -> tuple[int, int] | None:
+        """Counts a label file and tells its (H, W); None for a folder without files."""
+        return self._read_objects(path, form) if form.has_instances else self._read_map(path, form)
+
+    def _read_map(self, path: str, form: LabelFormat) -> tuple[int, int]:
+        labels, unknown = read_labels(path, form)
+        classes = form.classes
+        counts = np.bincount(labels.ravel(), minlength=classes.void + 1)
+        strange = sum(unknown.values())
+        void = int(counts[classes.void]) - strange
+        self.pixels += counts[: len(classes)]
+        self.images += counts[: len(classes)] > 0
+        self.void, self.total = self.void + void, self.total + labels.size
+        if unknown:
+            self.unknown.update(unknown)
+            what, mend = f"{path} {unknown_text(unknown, form)}", unknown_mend(path, form)
+            self.add("fault", "unknown ids", what, path, mend=mend)
+        self._notes_on_map(path, form, void / labels.size, counts[: len(classes)])
+        return int(labels.shape[0]), int(labels.shape[1])
+
+    def _notes_on_map(self, path: str, form: LabelFormat, void_share: float, counts: npt.NDArray[np.int64]) -> None:
+        if void_share >= NEARLY_ALL:
+            what = f"{path} is void to {void_share:.1%}."
+            self.add("note", "nearly all void", what, path, mend="Label it, or take the picture out.")
+        elif form.classes.has_background and counts[0] and not counts[1:].any():
+            what = f"{path} holds background alone."
+            self.add("note", "empty mask", what, path, mend="Right when there is nothing to find; else label it.")
+        facts = image_facts(path)
+        if form.kind != "colour" and facts.channels > 2 and not facts.palette:
+            what = f"{path} is saved as colours though all its pixels are grey; the grey values are taken as ids."
+            self.add("note", "ids saved as colours", what, path, mend="Save it as a grey or palette PNG.")
+        if form.kind == "colour" and (facts.palette or facts.channels < 3):
+            what = f"{path} has {'a palette' if facts.palette else 'grey values'} where others have colours."
+            self.add("note", "mixed label files", what, path, mend="Its colours are used; save all in one way.")
+
+    def _read_objects(self, path: str, form: LabelFormat) -> tuple[int, int] | None:
+        masks, empty = read_masks(path, form)
+        if empty:
+            what = f"{path} has {empty} files without a pixel."
+            self.add("fault", "object without pixels", what, path, mend="Delete these files.")
+        count = 0 if masks is None else len(masks)
+        self.objects.append(count)
+        if masks is None or not count:
+            what = f"{path} holds no objects."
+            self.add("note", "empty mask", what, path, mend="Right when there is nothing to find; else label it.")
+        if masks is None:
+            return None
+        self.total += masks.size[0] * masks.size[1]
+        self._count_objects(path, masks)
+        return masks.size
+
+    def _count_objects(self, path: str, masks: Masks) -> None:
+        areas = masks.areas()
+        self.areas.append(areas)
+        self.pixels[0] += np.count_nonzero(masks.id_map())
+        self.images[0] += len(masks) > 0
+        tiny = int((areas < TINY).sum())
+        if tiny:
+            what = f"{path} has {tiny} objects of fewer than {TINY} pixels."
+            self.add("note", "tiny objects", what, path, mend="Look at them; stray pixels should be erased.")
+
+    def conclude(self) -> None:
+        """Adds what only all label files together show."""
+        if self.form is not None and self.total:
+            self.faults += check_whole(self.form, self.pixels, self.void, self.unknown)
+
+    def inspection(self, root: Path, layout: Layout, form: LabelFormat | None, task: str) -> Inspection:
+        counts = Counter(pair.split for pair in layout.pairs)
+        by_area = sorted(self.sizes, key=lambda size: (size[0] * size[1], size))
+        areas = np.concatenate(self.areas) if self.areas else np.zeros(0, np.int64)
+        return Inspection(
+            path=str(root),
+            task=task,
+            format=form.kind if form else "",
+            layout=layout.words,
+            splits={split: counts[split] for split in (*SPLITS, "") if counts[split]},
+            images=len(layout.pairs),
+            sizes=(by_area[0], by_area[len(by_area) // 2], by_area[-1]) if by_area else (),
+            distinct_sizes=len(set(by_area)),
+            image_kinds=dict(self.kinds.most_common()),
+            classes=self._class_facts(form, task),
+            void_share=self.void / self.total if self.total else 0.0,
+            per_image=_spread(self.objects) if form and form.has_instances else None,
+            areas=_spread(areas),
+            faults=tuple(self.faults),
+        )
+
+    def _class_facts(self, form: LabelFormat | None, task: str) -> tuple[ClassFacts, ...]:
+        if form is None:
+            return ()
+        labelled = max(self.total - self.void - sum(self.unknown.values()), 1)
+        objects = sum(self.objects) if form.has_instances else None
+        facts = _facts(form.classes, self.pixels, self.images, labelled, objects)
+        if form.has_instances and task == "semantic":
+            rest = self.total - int(self.pixels[0])
+            background = ClassFacts("background", rest, rest / labelled, len(self.objects), None)
+            return (background, *facts)
+        return facts
+
+
+def _facts(
+    classes: Classes, pixels: npt.NDArray[np.int64], images: npt.NDArray[np.int64], labelled: int, objects: int | None
+) -> tuple[ClassFacts, ...]:
+    rows = zip(classes.names, pixels.tolist(), images.tolist(), strict=True)
+    return tuple(ClassFacts(name, count, count / labelled, seen, objects) for name, count, seen in rows)
+
+
+def _spread(values: Any) -> Spread | None:
+    if not len(values):
+        return None
+    return Spread(*(float(v) for v in np.percentile(values, [0, 5, 50, 95, 100])))
+
+
+def _spread_text(spread: Spread) -> str:
+    least, low, middle, high, most = (f"{value:,.0f}" for value in dataclasses.astuple(spread))
+    return f"{least} to {most}, middle {middle}, 90 % within {low} to {high}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

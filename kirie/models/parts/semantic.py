@@ -1,0 +1,133 @@
+"""What all semantic models share: the raw output, `loss` and `decode`. A model adds only `__init__` and `forward`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from kirie.classes import Classes
+from kirie.criterion import build_loss
+from kirie.errors import KirieError
+from kirie.models.contract import SegmentationModel
+from kirie.results import Result, SemanticMap
+
+Criterion = Callable[[Tensor, Tensor], dict[str, Tensor]]
+
+
+class SemanticRaw(NamedTuple):
+    """What a semantic model's `forward` gives.
+
+    Attributes:
+        logits: (B, K, h, w), or (B, 1, h, w) for a binary model: the logit of class 1.
+        auxiliary: the same shape from an auxiliary head, or None.
+    """
+
+    logits: Tensor
+    auxiliary: Tensor | None = None
+
+
+class SemanticModel(SegmentationModel):
+    """A model whose results are `SemanticMap`s.
+
+    Attributes:
+        binary: whether two classes share one logit (sigmoid) in place of two (softmax).
+        criterion: (logits, labels) -> named losses; cross entropy unless a recipe sets another.
+        auxiliary_weight: factor of the auxiliary head's losses.
+    """
+
+    task = "semantic"
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: Classes | int,
+        arguments: Mapping[str, Any],
+        *,
+        binary: bool | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        if binary is not None and not isinstance(binary, bool):
+            raise KirieError(f"binary must be true or false, got {binary!r:.80}.")
+        if not isinstance(classes, Classes):
+            if type(classes) is not int or classes < 1:
+                raise KirieError(f"classes must be a Classes value or a number above 0, got {classes!r:.80}.")
+            binary = classes == 1 if binary is None else binary
+            classes = Classes.numbered(classes)
+        if len(classes) < 2:
+            raise KirieError(
+                f"{classes.names[0]!r} is the only class; add one for the rest: classes.with_background()."
+            )
+        binary = bool(binary)
+        if binary and len(classes) != 2:
+            raise KirieError(f"A binary model tells two classes apart, got {len(classes)}: leave `binary` out.")
+        super().__init__(in_channels, classes, {**arguments, "binary": binary}, mean=mean, std=std)
+        self.binary = binary
+        self.criterion: Criterion = build_loss("bce" if self.binary else "ce", void=classes.void)
+        self.auxiliary_weight = 0.4
+
+    @property
+    def logit_channels(self) -> int:
+        """Channels of the logits: K, or 1 for a binary model."""
+        return 1 if self.binary else len(self.classes)
+
+    def loss(self, raw: SemanticRaw, truths: Sequence[Result]) -> dict[str, Tensor]:
+        """The criterion's named losses against label maps that all have one size (H, W).
+
+        Raises:
+            KirieError: when the truths are no semantic maps or differ in size.
+        """
+        labels = _stack(truths).to(raw.logits.device, non_blocking=True)  # (B, H, W)
+        size = (int(labels.shape[1]), int(labels.shape[2]))
+        losses = self.criterion(_resized(raw.logits, size), labels)
+        if raw.auxiliary is not None:
+            auxiliary = self.criterion(_resized(raw.auxiliary, size), labels)
+            losses |= {f"{name}_auxiliary": value * self.auxiliary_weight for name, value in auxiliary.items()}
+        return losses
+
+    def decode(self, raw: SemanticRaw, sizes: Sequence[tuple[int, int]], *, scores: bool = False) -> list[SemanticMap]:
+        """One label map per image at the sizes (H, W) asked for; logits are resized before the arg max.
+
+        Args:
+            raw: what `forward` gave for B images.
+            sizes: B sizes (H, W).
+            scores: keep the probabilities (K, H, W) as float32.
+        """
+        maps = []
+        for logits, size in zip(raw.logits.detach(), sizes, strict=True):
+            full = _resized(logits[None].float(), size)[0]  # (K, H, W) or (1, H, W)
+            maps.append(SemanticMap(self._labels(full), self.classes, _probabilities(full) if scores else None))
+        return maps
+
+    def _labels(self, logits: Tensor) -> Any:
+        labels = logits[0] > 0 if self.binary else logits.argmax(0)
+        return labels.cpu().numpy().astype(np.uint8 if self.classes.void == 255 else np.int32)
+
+
+def _probabilities(logits: Tensor) -> Any:
+    if logits.shape[0] == 1:
+        foreground = logits.sigmoid()
+        return torch.cat([1 - foreground, foreground]).cpu().numpy()
+    return logits.softmax(0).cpu().numpy()
+
+
+def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(logits.shape[-2:]) == tuple(size):
+        return logits
+    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+
+
+def _stack(truths: Sequence[Result]) -> Tensor:
+    wrong = {type(truth).__name__ for truth in truths if not isinstance(truth, SemanticMap)}
+    if wrong:
+        raise KirieError(f"A semantic model learns from SemanticMap truths, got {', '.join(sorted(wrong))}.")
+    maps = [truth.labels for truth in truths if isinstance(truth, SemanticMap)]
+    sizes = {array.shape for array in maps}
+    if len(sizes) > 1:
+        raise KirieError(f"The truths of a batch must have one size, got {sorted(sizes)}.")
+    return torch.from_numpy(np.stack(maps))

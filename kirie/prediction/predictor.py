@@ -1,0 +1,139 @@
+"""Pictures in, results out: resizing as the model asks, batching equal sizes, keeping the order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from kirie.data.folders import resize_image, resized_size
+from kirie.errors import KirieError
+from kirie.models.contract import SegmentationModel
+from kirie.models.device import memory_for, pick_device
+from kirie.prediction.pictures import Picture, as_picture
+from kirie.results import Result
+
+T = TypeVar("T")
+
+
+class Predictor:
+    """A model ready to be run on pictures.
+
+    Args:
+        model: the model; it is moved to the device and set to evaluation mode.
+        device: "auto" (a GPU where there is one), or a torch device.
+        batch_size: pictures of equal size run together; None chooses 1 on a CPU and 8 on a GPU.
+        scores: keep per-pixel probabilities in the results.
+
+    Raises:
+        KirieError: when there is no such device, or the batch size is below 1.
+    """
+
+    def __init__(
+        self,
+        model: SegmentationModel,
+        *,
+        device: str = "auto",
+        batch_size: int | None = None,
+        scores: bool = False,
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise KirieError(f"A batch holds at least 1 picture, got a batch size of {batch_size}.")
+        self.device = pick_device(device)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
+        self.scores = scores
+
+    @torch.inference_mode()
+    def __call__(self, pictures: Sequence[Picture]) -> list[Any]:
+        """One result per picture (H, W, C) uint8, in their order and at their size.
+
+        Raises:
+            KirieError: when a picture has another shape or type, or the memory does not suffice.
+        """
+        for picture in pictures:
+            _check(picture, self.model.in_channels)
+        out: list[Any] = []
+        for _, same in groupby(pictures, key=lambda picture: picture.shape):
+            group = list(same)
+            for start in range(0, len(group), self.batch_size):
+                out += self._run(group[start : start + self.batch_size])
+        return out
+
+    def _run(self, pictures: Sequence[Picture]) -> list[Any]:
+        """The results of at most a batch of pictures of one size."""
+        height, width = pictures[0].shape[:2]
+        size = resized_size((height, width), self.model.inputs.short_side)
+        need, mend = f"{len(pictures)} x {size[0]} x {size[1]} pixels at once", "Use smaller pictures, a smaller batch"
+        with memory_for(need, self.device, mend=f"{mend} or another device."):
+            scaled = np.stack([p if size == (height, width) else resize_image(p, size) for p in pictures])
+            images = torch.from_numpy(scaled).to(self.device, non_blocking=True)  # (B, h, w, C)
+            images = images.permute(0, 3, 1, 2).float().div_(255)  # (B, C, h, w), channels last in memory
+            raw = self.model(images)
+            results: list[Any] = self.model.decode(raw, [(height, width)] * len(pictures), scores=self.scores)
+        return results
+
+    def stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:
+        """Results one after another, in order, for any number of pictures; holds one batch at a time."""
+        for batch in in_batches(pictures, self.batch_size):
+            yield from self(batch)
+
+
+def predict(model: SegmentationModel, images: Any, *, device: str = "auto", scores: bool = False) -> Any:
+    """What a model sees in a picture, or in each of several.
+
+    Args:
+        model: a model, as `kirie.load` gives it; it is moved to the device and set to evaluation mode.
+        images: a path, a Pillow image, or an array (H, W) or (H, W, C) of uint8 or uint16, RGB where it has colours:
+            one result comes back. A list or tuple of them: a list of results in the same order.
+        device: "auto", "cpu", "cuda"...
+        scores: keep per-pixel probabilities in the results.
+
+    Raises:
+        KirieError: when a picture cannot be read or has another number of channels than the model.
+    """
+    predictor = Predictor(model, device=device, scores=scores)
+    if isinstance(images, list | tuple):
+        return list(predictor.stream(as_picture(image, model.in_channels) for image in images))
+    return predictor([as_picture(images, model.in_channels)])[0]
+
+
+def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in their order, so many at a time, the last ones in what is left; holds one batch at a time."""
+    batch: list[T] = []
+    for item in items:
+        batch.append(item)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def read_ahead(read: Callable[[int], T], count: int, *, ahead: int = 4) -> Iterator[T]:
+    """`read(0)`, `read(1)`, ... `read(count - 1)` in order, the next few read in threads while one is being used."""
+    with ThreadPoolExecutor(2) as pool:
+        waiting: deque[Future[T]] = deque(pool.submit(read, i) for i in range(min(ahead, count)))
+        try:
+            for index in range(count):
+                item = waiting.popleft().result()
+                if index + ahead < count:
+                    waiting.append(pool.submit(read, index + ahead))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _check(picture: Picture, channels: int) -> None:
+    sound = isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim == 3 and picture.size
+    if not sound or picture.shape[2] != channels:
+        came = f"{picture.dtype} {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
+        raise KirieError(
+            f"Expected a picture (H, W, {channels}) of uint8, got {came}; the model was built for {channels} channels."
+        )

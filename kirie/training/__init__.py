@@ -1,0 +1,1 @@
+"""Training: a loop on one screen over Accelerate, resumable to the bit."""

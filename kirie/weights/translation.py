@@ -1,0 +1,32 @@
+"""What a translator makes of another project's checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from kirie.classes import Classes
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A checkpoint in kirie's terms.
+
+    Attributes:
+        architecture: a row of `MODELS`.
+        in_channels: C of the images.
+        classes: the classes, or how many where the checkpoint does not name them.
+        arguments: the constructor's other arguments.
+        state: the tensors under kirie's names.
+        dropped: entries that were left out, each with the reason.
+    """
+
+    architecture: str
+    in_channels: int
+    classes: Classes | int
+    arguments: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+    dropped: Mapping[str, str] = field(default_factory=dict)

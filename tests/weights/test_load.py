@@ -1,0 +1,333 @@
+"""Checkpoints of other projects: what is taken, what is refused, and that nothing in them is executed."""
+
+import os
+import pickle
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+import kirie
+from kirie.cli import app
+from kirie.errors import KirieError
+from kirie.models import MODELS, model_class
+from kirie.models.unet import UNet
+from kirie.weights import PUBLISHERS
+from kirie.weights.load import import_checkpoint
+
+
+def published(model):
+    """The state dict of our U-Net under the names that milesial/Pytorch-UNet gives its tensors."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        part, *rest = name.split(".")
+        leaf = ".".join(rest[1:])
+        if part == "head":
+            state[f"outc.conv.{rest[0]}"] = tensor
+        elif part == "down" and rest[0] == "0":
+            state[f"inc.double_conv.{leaf}"] = tensor
+        elif part == "down":
+            state[f"down{rest[0]}.maxpool_conv.1.double_conv.{leaf}"] = tensor
+        elif rest[1] == "up":
+            state[f"up{int(rest[0]) + 1}.{leaf}"] = tensor
+        else:
+            state[f"up{int(rest[0]) + 1}.conv.double_conv.{'.'.join(rest[2:])}"] = tensor
+    return state
+
+
+def network(**options):
+    """A small U-Net whose running statistics are not those of its birth."""
+    torch.manual_seed(1)
+    options = {"in_channels": 3, "classes": 2, "width": 4, "depth": 2} | options
+    model = UNet(**options)
+    with torch.no_grad():
+        model.train()(torch.rand(2, options["in_channels"], 24, 24))
+    return model.eval()
+
+
+@pytest.fixture
+def state():
+    """A sound checkpoint of the publisher's layout, small."""
+    return published(network())
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content, name="checkpoint.pth"):
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+# ---- what is taken
+
+
+@pytest.mark.parametrize("up", ["transposed", "bilinear"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"depth": 4}, {"bias": False}, {"width": 6, "depth": 1}, {"depth": 3, "classes": 7},
+        {"in_channels": 1, "classes": 1}, {"in_channels": 5, "classes": 300, "width": 3},
+    ],
+)  # fmt: skip
+@torch.no_grad()
+def test_any_shape_of_the_layout_gives_equal_outputs(up, options, write):
+    model = network(up=up, **options)
+    found, translation = import_checkpoint(write(published(model)))
+    images = torch.rand(2, model.in_channels, 37, 50)
+    assert torch.equal(found(images).logits, model(images).logits)
+    assert found.arguments == model.arguments
+    assert found.classes == model.classes
+    assert translation.dropped == {}
+    assert not found.training
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "checkpoint.pt", "checkpoint.pth", "checkpoint"])
+def test_any_container_is_read(name, state, write, tmp_path):
+    if name.endswith("safetensors"):
+        save_file(state, tmp_path / name)
+        path = tmp_path / name
+    else:
+        path = write(state, name)
+    assert torch.equal(import_checkpoint(path)[0].head.weight, state["outc.conv.weight"])
+
+
+def test_the_textbooks_head_and_older_containers_are_read(state, tmp_path):
+    plain = {name.replace("outc.conv.", "outc."): tensor for name, tensor in state.items()}
+    torch.save(plain, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert torch.equal(import_checkpoint(tmp_path / "old.pth")[0].head.weight, state["outc.conv.weight"])
+
+
+def test_grey_values_of_the_masks_are_left_out_with_the_reason(state, write):
+    for values in ([0, 255], [[0, 0, 0], [255, 0, 0]]):
+        _, translation = import_checkpoint(write(state | {"mask_values": values}))
+        assert "grey values" in translation.dropped["mask_values"]
+
+
+def test_layout_in_memory_does_not_matter(state, write):
+    last = {n: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t for n, t in state.items()}
+    assert torch.equal(import_checkpoint(write(last))[0].head.weight, state["outc.conv.weight"])
+
+
+def test_the_written_table_leads_to_publishers():
+    for row in PUBLISHERS.values():
+        module = __import__(row.partition(":")[0], fromlist=["x"])
+        assert callable(getattr(module, row.partition(":")[2]))
+        assert not module.recognises({})
+
+
+# ---- what is refused
+
+
+def test_an_unknown_publisher_is_refused(write):
+    with pytest.raises(KirieError, match=r"no publisher that kirie knows \(milesial\); its entries begin backbone\.a"):
+        import_checkpoint(write({"backbone.a": torch.zeros(3)}))
+    with pytest.raises(KirieError, match="no publisher"):
+        import_checkpoint(write({}))
+
+
+def without(name):
+    return lambda state: {n: t for n, t in state.items() if n != name}
+
+
+def other(**entries):
+    return lambda state: state | {name.replace("__", "."): value for name, value in entries.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("down2.maxpool_conv.1.double_conv.3.weight"), r"missing \['down\.2\.3\.weight'\]"),
+        (without("up2.up.bias"), r"missing \['up\.1\.up\.bias'\]"),
+        (without("down1.maxpool_conv.1.double_conv.0.weight"), "missing|no entry|unknown"),
+        (without("up1.up.weight"), "missing|unknown"),
+        (without("outc.conv.bias"), r"lacks outc\.conv\.bias"),
+        (without("inc.double_conv.4.running_var"), r"missing \['down\.0\.4\.running_var'\]"),
+        (other(extra__weight=torch.zeros(1)), r"no entry 'extra\.weight'"),
+        (other(down9__maxpool_conv__1__double_conv__3__weight=torch.zeros(1)), r"no entry 'down9\."),
+        (other(up9__up__weight=torch.zeros(1)), r"unknown \['up\.8\.up\.weight'\]"),
+        (other(inc__double_conv__7__weight=torch.zeros(1)), r"unknown \['down\.0\.7\.weight'\]"),
+        (other(inc__again__double_conv__0__weight=torch.zeros(4, 3, 3, 3)), r"no entry 'inc\.again\."),
+        (other(up1__conv__double_conv__0__weight=torch.zeros(8, 16, 5, 5)), r"shape \['up\.0\.conv\.0\.weight: \(8,"),
+        (other(outc__conv__weight=torch.zeros(2, 4)), r"lacks outc\.conv\.weight with 4 axes"),
+        (other(outc__conv__weight="x"), r"lacks outc\.conv\.weight with 4 axes"),
+        (other(outc__conv__bias=torch.tensor(1.0)), r"lacks outc\.conv\.bias with 1 axes"),
+        (other(inc__double_conv__0__weight=[1, 2]), r"lacks inc\.double_conv\.0\.weight"),
+        (other(inc__double_conv__0__bias=[1, 2]), r"no entry 'inc\.double_conv\.0\.bias'"),
+        (other(inc__double_conv__0__weight=torch.zeros(2000, 3, 3, 3)), "width"),
+        (other(inc__double_conv__0__weight=torch.zeros(4, 0, 3, 3)), "in_channels"),
+        (other(outc__conv__weight=torch.zeros(0, 4, 1, 1)), "classes"),
+        (other(inc__double_conv__1__running_mean=torch.full((4,), float("nan"))), "NaN or infinity"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_does_not_fit_is_refused(change, message, state, write):
+    with pytest.raises(KirieError, match=message):
+        import_checkpoint(write(change(state)))
+
+
+def test_a_wrong_shape_names_the_file_and_both_shapes(state, write):
+    state["up1.up.bias"] = torch.zeros(9)
+    with pytest.raises(
+        KirieError, match=r"checkpoint\.pth does not fit the unet.*up\.0\.up\.bias: \(9,\), expected \(8,\)"
+    ):
+        import_checkpoint(write(state))
+
+
+@pytest.mark.parametrize("content", [[1, 2, 3], 7, "text", {1: torch.zeros(2)}, torch.zeros(3), None])
+def test_other_content_is_refused(content, write):
+    with pytest.raises(KirieError, match="expected tensors by name"):
+        import_checkpoint(write(content))
+
+
+@pytest.mark.parametrize("name", ["checkpoint.pth", "checkpoint.safetensors"])
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.99])
+def test_a_file_cut_short_is_refused(name, kept, state, write, tmp_path):
+    path = write(state, name)
+    if name.endswith("safetensors"):
+        save_file(state, path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept)])
+    with pytest.raises(KirieError, match=r"Cannot read .* without running code from it"):
+        import_checkpoint(path)
+
+
+def test_text_folders_and_missing_files_are_refused(tmp_path):
+    for name in ("text.pth", "text.safetensors"):
+        (tmp_path / name).write_text("weights: none\n" * 9)
+        with pytest.raises(KirieError, match="Cannot read"):
+            import_checkpoint(tmp_path / name)
+    for place in (tmp_path, tmp_path / "none.pth"):
+        with pytest.raises(KirieError, match="There is no checkpoint file"):
+            import_checkpoint(place)
+
+
+# ---- what is hostile
+
+
+class Trap:
+    """An object that, when its pickle is loaded, writes a file."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return exec, (f"with open({str(self.trace)!r}, 'w') as file: file.write('run')",)
+
+
+class Shell(Trap):
+    def __reduce__(self):
+        return os.system, (f"touch {self.trace}",)
+
+
+@pytest.mark.parametrize("kind", [Trap, Shell])
+@pytest.mark.parametrize("form", ["beside tensors", "alone", "old container", "bare pickle", "renamed"])
+def test_code_in_a_checkpoint_is_never_run(kind, form, state, tmp_path):
+    trace, path = tmp_path / "trace", tmp_path / "checkpoint.pth"
+    trap = kind(trace)
+    if form == "beside tensors":
+        torch.save(state | {"mask_values": trap}, path)
+    elif form == "alone":
+        torch.save(trap, path)
+    elif form == "old container":
+        torch.save(state | {"mask_values": trap}, path, _use_new_zipfile_serialization=False)
+    elif form == "bare pickle":
+        path.write_bytes(pickle.dumps(trap))
+    else:
+        path = tmp_path / "checkpoint.safetensors"
+        torch.save(trap, path)
+    before = set(os.listdir(tmp_path))
+    with pytest.raises(KirieError, match="Cannot read"):
+        import_checkpoint(path)
+    assert set(os.listdir(tmp_path)) == before
+    assert not trace.exists()
+
+
+def test_the_trap_would_spring(tmp_path):
+    pickle.loads(pickle.dumps(Trap(tmp_path / "trace")))
+    assert (tmp_path / "trace").exists()  # so that the test above can fail
+
+
+def test_a_whole_model_object_is_refused(write):
+    with pytest.raises(KirieError, match="Cannot read"):
+        import_checkpoint(write(network()))
+
+
+def test_a_small_file_cannot_ask_for_much_memory(write, state):
+    wide = {"inc.double_conv.0.weight": torch.zeros(1024, 3, 3, 3), "inc.double_conv.0.bias": torch.zeros(1024)}
+    for level in range(1, 9):
+        wide[f"down{level}.maxpool_conv.1.double_conv.0.weight"] = torch.zeros(1)
+    wide |= {"up1.up.weight": torch.zeros(1), "outc.weight": torch.zeros(2, 1024, 1, 1), "outc.bias": torch.zeros(2)}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(KirieError, match="does not fit the unet"):
+        import_checkpoint(write(wide))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB; it would take terabytes
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor")
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.zeros(1).expand(4, 3, 3, 3), torch.zeros(4, 3, 3, 3).to_sparse(), torch.zeros(4, 3, 3, 3, device="meta"),
+    ],
+    ids=["repeated by strides", "sparse", "without numbers"],
+)  # fmt: skip
+def test_tensors_without_all_their_numbers_are_refused(tensor, state, write):
+    with pytest.raises(KirieError, match=r"checkpoint\.pth: 'inc\.double_conv\.0\.weight' is no plain tensor"):
+        import_checkpoint(write(state | {"inc.double_conv.0.weight": tensor}))
+
+
+# ---- the command
+
+
+@torch.no_grad()
+def test_the_command_writes_one_model_file(write, tmp_path):
+    model = network(up="bilinear", classes=3)
+    path = write(published(model) | {"mask_values": [0, 1, 2]})
+    out = tmp_path / "out" / "unet.safetensors"
+    result = CliRunner().invoke(app, ["import", str(path), "--as", str(out)], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "left out mask_values" in result.output
+    assert "unet, 3 classes, 3 channels" in result.output
+    assert os.listdir(out.parent) == ["unet.safetensors"]
+    found = kirie.load(out)
+    images = torch.rand(1, 3, 37, 50)
+    assert torch.equal(found(images).logits, model(images).logits)
+
+
+def test_the_command_ends_in_one_sentence_when_the_file_is_hostile(tmp_path):
+    torch.save({"x": Trap(tmp_path / "trace")}, tmp_path / "checkpoint.pth")
+    command = [sys.executable, "-m", "kirie.cli", "import", "checkpoint.pth", "--as", "out.safetensors"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: Cannot read checkpoint.pth as weights without running code from it")
+    assert "Traceback" not in result.stderr
+    assert os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+# ---- names that users type
+
+
+def test_a_users_own_class_is_imported_only_where_it_was_typed(tmp_path, monkeypatch):
+    (tmp_path / "own_models.py").write_text("from kirie.models.unet import UNet\nclass Mine(UNet): pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KirieError, match=r"There is no architecture 'own_models:Mine'\. Known: "):
+        model_class("own_models:Mine")
+    assert model_class("own_models:Mine", own_code=True).__name__ == "Mine"
+    assert all(model_class(name) for name in MODELS)
+
+
+@pytest.mark.parametrize("name", ["none_such:Model", "os:nothing", ":Model", ".own:Model", "os:", "a b:c"])
+def test_a_users_class_that_cannot_be_imported_is_an_error(name):
+    with pytest.raises(KirieError, match=r"Cannot import .*package\.module:Class"):
+        model_class(name, own_code=True)
+
+
+@pytest.mark.parametrize("name", ["os:system", "collections:OrderedDict", "kirie.models.contract:InputFacts"])
+def test_a_users_class_must_keep_the_contract(name):
+    with pytest.raises(KirieError, match="is not a SegmentationModel"):
+        model_class(name, own_code=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.distributed as torch_distributed
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
@@ -31,11 +33,22 @@ def accelerator(device: str, precision: str) -> Accelerator:
         # Accelerate holds the first device and precision of a process for good; this training may have others.
         AcceleratorState._reset_state(reset_partial_state=True)
     try:
-        return Accelerator(mixed_precision=mixed_precision(precision, wanted.type), cpu=wanted.type == "cpu")
+        handle = Accelerator(mixed_precision=mixed_precision(precision, wanted.type), cpu=wanted.type == "cpu")
     except ValueError as error:
         raise KirieError(
             f"train.precision {precision} does not work on the device {wanted.type}: {error} Set it to auto."
         ) from error
+    if handle.num_processes > 1:
+        # Threads of the process group that outlive the interpreter abort the process.
+        atexit.unregister(_leave_group)
+        atexit.register(_leave_group)
+    return handle
+
+
+def _leave_group() -> None:
+    """Ends this process's part in a training by several, while the interpreter is still whole."""
+    if torch_distributed.is_initialized():
+        torch_distributed.destroy_process_group()
 
 
 def mixed_precision(precision: str, device: str) -> str:

@@ -120,6 +120,7 @@ def fit(recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "au
             trainer.save_state()  # so that there is something to resume from the first step on
         with StopSignal() as stop:
             finished = trainer.run(stop)
+        trainer.accelerator.wait_for_everyone()  # whoever leaves first takes the connections of the others along
     except BaseException:
         if not resume and trainer.leader and trainer.standing.step == 0:
             # Nothing was learned: leave the folder to another try with a mended recipe.

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from kirie.classes import Classes
 from kirie.errors import KirieError
-from kirie.models.parts.encoder import Encoder
+from kirie.models.parts.encoder import Encoder, build_encoder, padded
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw
 
 MAX_DEPTH = 8
@@ -59,17 +59,21 @@ class Up(nn.Module):
             self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
             middle = (in_channels + skip) // 2
         self.conv = DoubleConv(in_channels + skip, channels, middle, bias=bias, valid=valid, norm=norm)
-        self.valid = valid
+        self.valid, self.joined = valid, skip > 0
 
     def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
-        """The joined and convolved maps for `x` (B, C, h, w) and its skip (B, S, H, W), H about 2 h."""
+        """The joined and convolved maps for `x` (B, C, h, w) and its skip (B, S, H, W), H about 2 h.
+
+        Without skip connections the skip only says the size.
+        """
         x = self.up(x)
         if skip is not None:
             if self.valid:
                 skip = _fitted(skip, x)  # the paper crops the skip
             else:
                 x = _fitted(x, skip)  # the releases pad what comes up
-            x = torch.cat([skip, x], 1)
+            if self.joined:
+                x = torch.cat([skip, x], 1)
         out: Tensor = self.conv(x)
         return out
 
@@ -87,10 +91,13 @@ class UNet(SemanticModel):
         norm: whether batch norm follows each 3 x 3 convolution (the paper has none).
         valid: the paper's convolutions without padding. Pictures are mirrored outwards first, so that the logits
             cover the whole picture; `network` gives the bare 572 -> 388 form.
+        skip: whether the skip connections are there; without them it is the plain encoder-decoder that the U-Net is
+            compared with.
         standardise: bring each picture to mean 0 and deviation 1 by its own pixels (nnU-Net's z-score). Worth it where
             pictures differ much in light and contrast, as those of several microscopes do.
         encoder: a timm architecture in place of the plain contracting path, or None.
         encoder_weights: see `Encoder`; used once and not kept in the model file.
+        encoder_options: other options of `Encoder`, such as {"frozen_stages": 1}.
         binary: two classes with one logit; True when `classes` is 1.
 
     Raises:
@@ -108,18 +115,22 @@ class UNet(SemanticModel):
         bias: bool = True,
         norm: bool = True,
         valid: bool = False,
+        skip: bool = True,
         standardise: bool = False,
         encoder: str | None = None,
         encoder_weights: str | None = None,
+        encoder_options: Mapping[str, Any] | None = None,
         binary: bool | None = None,
     ) -> None:
         width = width if width is not None else (64 if encoder is None else 16)
         arguments = {
-            "width": width, "depth": depth, "up": up, "bias": bias, "norm": norm, "valid": valid,
-            "standardise": standardise, "encoder": encoder,
+            "width": width, "depth": depth, "up": up, "bias": bias, "norm": norm, "valid": valid, "skip": skip,
+            "standardise": standardise, "encoder": encoder, "encoder_options": encoder_options,
         }  # fmt: skip
         _check(arguments)
-        body = None if encoder is None else Encoder(encoder, in_channels, stages=depth, weights=encoder_weights)
+        body = None
+        if encoder is not None:
+            body = build_encoder(encoder, in_channels, encoder_options, stages=depth, weights=encoder_weights)
         mean, std = (None, None) if body is None else (body.mean, body.std)
         super().__init__(in_channels, classes, arguments, binary=binary, mean=mean, std=std)
         options = {"bias": bias, "valid": valid, "norm": norm}
@@ -140,7 +151,7 @@ class UNet(SemanticModel):
             skips = widths[-2::-1] + [0] * steps_without_skip
             outs = [width * 2**level for level in range(len(skips))][::-1]
             self.smallest, self.divisor = 2 * body.strides[-1], body.strides[-1]
-        steps = zip(pairwise([widths[-1], *outs]), skips, strict=True)
+        steps = zip(pairwise([widths[-1], *outs]), skips if skip else [0] * len(skips), strict=True)
         self.up = nn.ModuleList(Up(i, s, o, up=up, **options) for (i, o), s in steps)
         self.head = nn.Conv2d(outs[-1], self.logit_channels, 1)
 
@@ -153,7 +164,7 @@ class UNet(SemanticModel):
         if self.valid:
             x = _mirrored(x, len(self.down) - 1)
         else:
-            x = _padded(x, self.smallest, self.divisor)
+            x = padded(x, self.smallest, self.divisor)
         logits = self.network(x)
         if self.valid:
             logits = _centre(logits, height, width)
@@ -175,7 +186,7 @@ class UNet(SemanticModel):
 
 
 def _check(arguments: Mapping[str, Any]) -> None:
-    for name in ("bias", "norm", "valid", "standardise"):
+    for name in ("bias", "norm", "valid", "skip", "standardise"):
         if not isinstance(arguments[name], bool):
             raise KirieError(f"{name} must be true or false, got {arguments[name]!r:.80}.")
     for name, most in (("width", 1024), ("depth", MAX_DEPTH)):
@@ -186,20 +197,14 @@ def _check(arguments: Mapping[str, Any]) -> None:
         raise KirieError(f'up must be "transposed" or "bilinear", got {arguments["up"]!r:.80}.')
     if arguments["valid"] and arguments["encoder"] is not None:
         raise KirieError("valid=True is the paper's plain network: it cannot have an encoder.")
+    if arguments["encoder_options"] is not None and arguments["encoder"] is None:
+        raise KirieError("encoder_options are those of a timm encoder: name it by `encoder`.")
 
 
 def _standardised(x: Tensor) -> Tensor:
     """`x` (B, C, H, W) with each picture's own mean taken off and divided by its own deviation."""
     deviation, mean = torch.std_mean(x, dim=(1, 2, 3), keepdim=True, correction=0)
     return (x - mean) / (deviation + 0.01)  # an empty picture stays flat: its noise is not blown up
-
-
-def _padded(x: Tensor, smallest: int, divisor: int) -> Tensor:
-    """`x` (B, C, H, W) with its last row and column repeated up to a size that every step down can halve."""
-    height, width = x.shape[-2:]
-    down = -max(height, smallest) % divisor + max(smallest - height, 0)
-    right = -max(width, smallest) % divisor + max(smallest - width, 0)
-    return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
 
 
 def _fitted(x: Tensor, like: Tensor) -> Tensor:

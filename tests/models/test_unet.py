@@ -322,3 +322,23 @@ def test_an_encoder_with_bilinear_steps_and_without_norm():
 def test_arguments_out_of_range_are_refused(options, message):
     with pytest.raises(KirieError, match=message):
         UNet(3, **options)
+
+
+@torch.no_grad()
+def test_without_skips_nothing_of_the_fine_levels_reaches_the_decoder():
+    """The textbook's ablation: all that the decoder sees went through the lowest level."""
+    model = small(depth=2, skip=False).eval()
+    kept = []
+    model.up[-1].conv.register_forward_hook(lambda module, given, output: kept.append(given[0]))
+    images = torch.rand(1, 3, 29, 45)
+    assert model(images).logits.shape[-2:] == (29, 45)
+    assert kept[0].shape == (1, 4, 29, 45)  # with skips 8: as many again from the finest level
+    for network, same in ((model, True), (small(depth=2).eval(), False)):
+        for parameter in network.down[-1].parameters():
+            parameter.zero_()
+        assert torch.equal(network(images).logits, network(1 - images).logits) is same
+
+
+def test_without_skips_there_are_fewer_parameters():
+    # A step's skip brings as many channels as the step's two convolutions give: 8, then 4.
+    assert parameters(small(depth=2)) - parameters(small(depth=2, skip=False)) == 9 * (8 * 8 + 4 * 4)

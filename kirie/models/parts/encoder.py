@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file
 from timm.models import adapt_input_conv
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kirie.errors import KirieError
+from kirie.models.parts import variants
 
 
 class Encoder(nn.Module):
@@ -27,27 +29,64 @@ class Encoder(nn.Module):
         stages: how many stages to keep, finest first; None for all.
         weights: None for random weights, "hub" for timm's pretrained ones (needs a network), or the path of a local
             `.safetensors` or `.pth` file in timm's own layout.
+        output_stride: 8, 16 or 32. Below 32 the late stages keep their size and their convolutions are dilated instead
+            (DeepLab's atrous convolutions).
+        dilate_first: whether a dilated stage's first convolution has the stage's own rate too, as in the releases of
+            PSPNet; otherwise it has the rate of the stage before, as in torchvision's.
+        stride_first: whether bottlenecks halve the size in their first 1 x 1 convolution, as in the ResNets of MSRA and
+            Detectron2; otherwise in the 3 x 3 one.
+        norm_eps: of batch norm, in place of the architecture's own.
+        frozen_norm: batch norm keeps the statistics and factors that it has, also in training; for small batches.
+        frozen_stages: the first so many stages (feature maps) do not learn.
+        pad_first: whether zeros are put around what comes into an inverted residual, before it is widened, and none
+            around the picture, as in VainF's MobileNetV2; otherwise around what its depthwise convolution takes. The
+            sides of feature maps are then (H - 1) / stride, rounded up, for odd H too.
+        first_blocks: whether the feature maps of an EfficientNet or MobileNet, but the last, are those of the first
+            block at their stride, as torchvision takes them from MobileNetV3, and not of the last block.
 
     Attributes:
         channels: of each feature map, finest first.
         strides: of each feature map, finest first.
+        divisor: pictures whose sides are multiples of it have exact feature maps; 1 where the network rounds every
+            size up, so that no padding is needed.
         mean: (C,) that the network expects to be subtracted from images in [0, 1].
         std: (C,) that it expects them to be divided by.
 
     Raises:
-        KirieError: when timm has no such architecture or it gives no feature maps, or the weights cannot be had.
+        KirieError: when timm has no such architecture or it gives no feature maps, an option is none or does not fit
+            it, or the weights cannot be had.
     """
 
     def __init__(
-        self, name: str, in_channels: int = 3, *, stages: int | None = None, weights: str | None = None
+        self,
+        name: str,
+        in_channels: int = 3,
+        *,
+        stages: int | None = None,
+        weights: str | None = None,
+        output_stride: int = 32,
+        dilate_first: bool = False,
+        stride_first: bool = False,
+        norm_eps: float | None = None,
+        frozen_norm: bool = False,
+        frozen_stages: int = 0,
+        pad_first: bool = False,
+        first_blocks: bool = False,
     ) -> None:
         super().__init__()
+        flags = {
+            "dilate_first": dilate_first, "stride_first": stride_first, "frozen_norm": frozen_norm,
+            "pad_first": pad_first, "first_blocks": first_blocks,
+        }  # fmt: skip
+        _check(output_stride, norm_eps, frozen_stages, flags)
         # A name such as "hf-hub:someone/something" would make timm fetch and build what a stranger wrote.
         if not isinstance(name, str) or not timm.is_model(name.split(".")[0]) or ":" in name or "/" in name:
             near = _near(str(name))
             hint = f"; near names: {', '.join(near)}" if near else ""
-            raise KirieError(f"timm has no encoder called {name!r}{hint}.")
+            raise KirieError(f"timm has no encoder called {name!r:.80}{hint}.")
         keep: dict[str, Any] = {} if stages is None else {"out_indices": tuple(range(stages))}
+        if output_stride != 32:
+            keep["output_stride"] = output_stride
         try:
             body: Any = timm.create_model(
                 name, features_only=True, in_chans=in_channels, pretrained=weights == "hub", **keep
@@ -57,62 +96,165 @@ class Encoder(nn.Module):
         self.body = body
         self.channels: list[int] = list(body.feature_info.channels())
         self.strides: list[int] = list(body.feature_info.reduction())
-        if any(fine * 2 != coarse for fine, coarse in pairwise(self.strides)) or self.strides[0].bit_count() != 1:
-            raise KirieError(f"{name!r} gives features at strides {self.strides}; an encoder must halve at each stage.")
+        steps = [coarse / fine for fine, coarse in pairwise(self.strides)]
+        if any(step not in ((2,) if output_stride == 32 else (1, 2)) for step in steps) or (
+            self.strides[0].bit_count() != 1 or self.strides[-1] > output_stride
+        ):
+            raise KirieError(
+                f"{name!r} gives features at strides {self.strides}; an encoder must halve at each stage"
+                + (f" down to output_stride {output_stride}." if output_stride != 32 else ".")
+            )
+        self._places: list[variants.Place] = []
         self._try_out(name, in_channels)
+        if dilate_first:
+            variants.dilate_first(body)
+        if stride_first and not variants.stride_first(body):
+            raise KirieError(f"stride_first moves the stride of bottlenecks, of which {name!r} has none.")
+        if pad_first and not variants.pad_first(body):
+            raise KirieError(f"pad_first moves the padding of inverted residuals, of which {name!r} has none.")
+        if first_blocks:
+            self._take_first_blocks(name, in_channels)
+        self._freeze(name, norm=frozen_norm, stages=frozen_stages)
+        for norm in self._norms():
+            norm.eps = norm.eps if norm_eps is None else norm_eps
         facts: Any = timm.get_pretrained_cfg(name)
         rgb = in_channels == 3 and facts is not None
         self.mean = tuple(facts.mean) if rgb else (0.5,) * in_channels
         self.std = tuple(facts.std) if rgb else (0.25,) * in_channels
         if weights not in (None, "hub"):
-            self._read(Path(str(weights)), in_channels)
+            load_weights(self.body, Path(str(weights)), in_channels)
 
     def _try_out(self, name: str, in_channels: int) -> None:
-        """Runs one small picture: some networks of timm accept a single size, or put channels last."""
-        height, width = 2 * self.strides[-1], 3 * self.strides[-1]
-        expected = [(1, c, height // s, width // s) for c, s in zip(self.channels, self.strides, strict=True)]
+        """Runs small pictures: some networks of timm accept a single size, or put channels last."""
+        last = self.strides[-1]
         self.body.eval()
-        try:
-            with torch.no_grad():
-                found = [tuple(map_.shape) for map_ in self.body(torch.zeros(1, in_channels, height, width))]
-        except Exception as error:  # asserts and shape errors of many kinds
-            raise KirieError(f"{name!r} does not take pictures of any size, as an encoder must: {error}") from error
-        if found != expected:
-            raise KirieError(f"{name!r} gives features of shapes {found}; an encoder must give {expected}.")
+        self.divisor = 1
+        for height, width in ((2 * last, 3 * last), (2 * last + 1, 3 * last - 1)):
+            expected = [
+                (1, c, -(-height // s), -(-width // s)) for c, s in zip(self.channels, self.strides, strict=True)
+            ]
+            exact = height % last == 0
+            try:
+                with torch.no_grad():
+                    found = [tuple(map_.shape) for map_ in self.body(torch.zeros(1, in_channels, height, width))]
+            except Exception as error:  # asserts and shape errors of many kinds
+                if exact:
+                    raise KirieError(
+                        f"{name!r} does not take pictures of any size, as an encoder must: {error}"
+                    ) from error
+                found = []
+            if exact and found != expected:
+                raise KirieError(f"{name!r} gives features of shapes {found}; an encoder must give {expected}.")
+            if found != expected:
+                self.divisor = last
         self.body.train()
 
-    def _read(self, path: Path, in_channels: int) -> None:
-        if not path.is_file():
-            raise KirieError(f"There is no encoder weight file {path}.")
-        try:
-            if path.suffix == ".safetensors":
-                state: Any = load_file(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise KirieError(f"Cannot read encoder weights from {path}: {error}") from error
-        if not isinstance(state, Mapping):
-            raise KirieError(f"{path} holds {type(state).__name__}, expected tensors by name (a state dict).")
-        # Cut into stages, a network's tensors may be called stages_0.x or model.stages.0.x in place of stages.0.x.
-        given = {_plain(str(name)): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
-        own = self.body.state_dict()
-        chosen = {name: _for_channels(given[_plain(name)], tensor, in_channels)
-                  for name, tensor in own.items() if _plain(name) in given}  # fmt: skip
-        missing = [name for name in own if name not in chosen and not name.endswith("num_batches_tracked")]
-        if missing:
-            raise KirieError(f"{path} lacks {len(missing)} tensors of this encoder, the first is {missing[0]!r}.")
-        wrong = [name for name, tensor in chosen.items() if tensor.shape != own[name].shape]
-        if wrong:
-            raise KirieError(
-                f"{path} has {len(wrong)} tensors of another shape, the first is {wrong[0]!r}: "
-                f"{tuple(chosen[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}."
-            )
-        self.body.load_state_dict(chosen, strict=False)
+    def _take_first_blocks(self, name: str, in_channels: int) -> None:
+        self._places = variants.first_blocks(self.body)
+        if not self._places:
+            raise KirieError(f"first_blocks is for EfficientNets and MobileNets, which {name!r} is not.")
+        side = 2 * self.strides[-1]
+        self.body.eval()
+        with torch.no_grad():
+            self.channels = [int(map_.shape[1]) for map_ in self(torch.zeros(1, in_channels, side, side))]
+        self.body.train()
+
+    def _norms(self) -> list[Any]:
+        return [m for m in self.body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+    def _freeze(self, name: str, *, norm: bool, stages: int) -> None:
+        if stages > len(self.channels):
+            raise KirieError(f"frozen_stages is {stages}, but {name!r} has {len(self.channels)} stages.")
+        rows = self.stages()
+        if stages and len(rows) < len(self.channels):
+            raise KirieError(f"frozen_stages must be 0 for {name!r}, which is no plain row of stages.")
+        frozen = [module for stage in rows[:stages] for module in stage]
+        for module in frozen:
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(False)
+        norms = self._norms()
+        self._frozen_norms = norms if norm else [m for m in norms if any(m is other for other in frozen)]
+        for module in self._frozen_norms:
+            for parameter in module.parameters():
+                parameter.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Sets the mode of all parts but frozen batch norms, which stay as they are in prediction."""
+        super().train(mode)
+        for norm in self._frozen_norms if hasattr(self, "_frozen_norms") else []:
+            norm.eval()
+        return self
+
+    def stages(self) -> list[list[nn.Module]]:
+        """Per feature map, finest first, the modules with tensors of their own that it needs beyond the one before.
+
+        All in one where the network is no plain row of stages.
+        """
+        named = list(self.body.named_modules())
+        ends = []
+        for index in range(len(self.channels)):
+            name = self.body.feature_info.module_name(index)
+            inside = [i for i, (n, _) in enumerate(named) if _plain(f"{n}.").startswith(_plain(f"{name}."))]
+            ends.append(inside[-1] if inside else -1)
+        if -1 in ends or ends != sorted(ends):
+            ends = [len(named)]
+        own = [m for _, m in named]
+        starts = [0, *(end + 1 for end in ends[:-1])]
+        return [
+            [m for m in own[start : end + 1] if [*m.parameters(recurse=False), *m.buffers(recurse=False)]]
+            for start, end in zip(starts, ends, strict=True)
+        ]
+
+    def padded(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) with last row and column repeated so far that all feature maps are exact and 2 x 2."""
+        return padded(images, 2 * self.strides[-1], self.divisor)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps (B, C_i, H / stride_i, W / stride_i), finest first, for images (B, C, H, W)."""
+        if self._places:
+            return variants.maps_at(self.body, self._places, images)
         features: list[Tensor] = self.body(images)
         return features
+
+
+def load_weights(body: nn.Module, path: Path, in_channels: int) -> None:
+    """Gives a network the tensors of a local file in timm's own layout; what else is in the file is left out.
+
+    Args:
+        body: the network, or the part of one that is kept.
+        path: a `.safetensors` or `.pth` file.
+        in_channels: C of the images; a first convolution learned on RGB is made to fit.
+
+    Raises:
+        KirieError: when the file is missing, cannot be read safely, lacks tensors or has them in another shape.
+    """
+    if not path.is_file():
+        raise KirieError(f"There is no encoder weight file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise KirieError(f"Cannot read encoder weights from {path}: {error}") from error
+    if not isinstance(state, Mapping):
+        raise KirieError(f"{path} holds {type(state).__name__}, expected tensors by name (a state dict).")
+    # Cut into stages, a network's tensors may be called stages_0.x or model.stages.0.x in place of stages.0.x.
+    given = {_plain(str(name)): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    own = body.state_dict()
+    chosen = {name: _for_channels(given[_plain(name)], tensor, in_channels)
+              for name, tensor in own.items() if _plain(name) in given}  # fmt: skip
+    missing = [name for name in own if name not in chosen and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise KirieError(f"{path} lacks {len(missing)} tensors of this encoder, the first is {missing[0]!r}.")
+    wrong = [name for name, tensor in chosen.items() if tensor.shape != own[name].shape]
+    if wrong:
+        raise KirieError(
+            f"{path} has {len(wrong)} tensors of another shape, the first is {wrong[0]!r}: "
+            f"{tuple(chosen[wrong[0]].shape)}, expected {tuple(own[wrong[0]].shape)}."
+        )
+    body.load_state_dict(chosen, strict=False)
 
 
 def _near(name: str) -> list[str]:
@@ -131,3 +273,46 @@ def _for_channels(weight: Tensor, own: Tensor, in_channels: int) -> Tensor:
         return weight
     adapted: Tensor = adapt_input_conv(in_channels, weight)
     return adapted
+
+
+OPTIONS = (
+    "dilate_first", "stride_first", "norm_eps", "frozen_norm", "frozen_stages", "pad_first", "first_blocks",
+)  # fmt: skip
+
+
+def build_encoder(name: str, in_channels: int, options: Mapping[str, Any] | None, **own: Any) -> Encoder:
+    """An encoder with the options that a recipe or a model file names.
+
+    Args:
+        name: a timm architecture.
+        in_channels: C of the images.
+        options: of `Encoder`, by name, out of `OPTIONS`; None for none.
+        own: what the model itself decides, such as `output_stride`.
+
+    Raises:
+        KirieError: as `Encoder`, and when an option is unknown.
+    """
+    given = {} if options is None else options
+    if not isinstance(given, Mapping) or not set(given) <= set(OPTIONS):
+        raise KirieError(f"encoder_options are named values out of {', '.join(OPTIONS)}; got {options!r:.120}.")
+    return Encoder(name, in_channels, **given, **own)
+
+
+def padded(x: Tensor, smallest: int, divisor: int) -> Tensor:
+    """`x` (B, C, H, W) with its last row and column repeated up to multiples of `divisor` and at least `smallest`."""
+    height, width = x.shape[-2:]
+    down = -max(height, smallest) % divisor + max(smallest - height, 0)
+    right = -max(width, smallest) % divisor + max(smallest - width, 0)
+    return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+
+
+def _check(output_stride: object, norm_eps: object, frozen_stages: object, flags: Mapping[str, object]) -> None:
+    if output_stride not in (8, 16, 32) or isinstance(output_stride, float):
+        raise KirieError(f"output_stride must be 8, 16 or 32, got {output_stride!r:.80}.")
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise KirieError(f"{name} must be true or false, got {value!r:.80}.")
+    if norm_eps is not None and not (isinstance(norm_eps, float) and 0 < norm_eps < 1):
+        raise KirieError(f"norm_eps must be a number between 0 and 1, got {norm_eps!r:.80}.")
+    if type(frozen_stages) is not int or frozen_stages < 0:
+        raise KirieError(f"frozen_stages must be a whole number from 0 on, got {frozen_stages!r:.80}.")

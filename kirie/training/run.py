@@ -8,15 +8,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from kirie.data.dataset import Dataset
-from kirie.drawing import contact_sheet, draw, history_figure
+from kirie.drawing import history_figure
 from kirie.errors import KirieError
 from kirie.files import write_picture, write_text
 from kirie.prediction.predictor import Predictor
+from kirie.prediction.sheet import result_sheet
 
 MODEL = "model.safetensors"
 RECIPE = "recipe.yaml"
@@ -88,11 +88,5 @@ class Journal:
 def write_samples(folder: Path, predictor: Predictor, dataset: Dataset, epoch: int) -> None:
     """Writes `samples/epoch_NNN.jpg`: some pictures with their truth and what the model sees now."""
     count = min(SAMPLES, len(dataset))
-    cells: list[tuple[str, list[Any]]] = []
-    for number in range(count):
-        sample = dataset[number * len(dataset) // count]
-        result = predictor([sample.image])[0]
-        cells.append((sample.name, [draw(sample.truth, sample.image), draw(result, sample.image)]))
-    write_picture(
-        folder / "samples" / f"epoch_{epoch:03d}.jpg", contact_sheet(cells, columns=2, cell=(240, 640)), quality=88
-    )
+    sheet = result_sheet(predictor, dataset, [number * len(dataset) // count for number in range(count)])
+    write_picture(folder / "samples" / f"epoch_{epoch:03d}.jpg", sheet, quality=88)

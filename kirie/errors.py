@@ -1,4 +1,4 @@
-"""The one error that the command line prints as a sentence instead of a traceback."""
+"""The one error that the command line prints as a sentence instead of a traceback, and how its sentences count."""
 
 from __future__ import annotations
 
@@ -9,3 +9,8 @@ class KirieError(ValueError):
     The message is one or a few plain sentences that say what came, what was expected and how to mend it. Library
     code raises it for bad input; the command line prints it and exits with code 1.
     """
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, as in "1 picture" and "2,000 pictures"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import json
 import math
@@ -21,6 +20,7 @@ from kirie.criterion import build_loss
 from kirie.data.augment import PRESETS, AugmentSettings
 from kirie.data.folders import FolderSettings
 from kirie.errors import KirieError
+from kirie.lookup import look_up
 from kirie.models import MODELS, model_class
 from kirie.models.contract import SegmentationModel
 from kirie.progress import say
@@ -113,6 +113,8 @@ class TrainRecipe:
         class_weights: None, one factor per class, or "balanced" (by the inverse root of the pixel share).
         optimiser: "adamw" or "sgd".
         learning_rate: at its highest.
+        layer_decay: each level of the model, counted from the head, learns at this many times the rate of the level
+            above it; 1 is the same for all. For encoders with pretrained weights, 0.7 to 0.95.
         weight_decay: of weights, not of norms and biases.
         momentum: of SGD.
         warmup: share of all steps during which the learning rate rises from near 0.
@@ -137,6 +139,7 @@ class TrainRecipe:
     class_weights: Literal["balanced"] | list[float] | None = None
     optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
+    layer_decay: float = 1.0
     weight_decay: float = 0.01
     momentum: float = 0.9
     warmup: float = 0.05
@@ -160,6 +163,8 @@ class TrainRecipe:
             all(0 <= weight < math.inf for weight in self.class_weights) and any(self.class_weights)
         ):
             raise KirieError(f"train.class_weights must be at least 0 and not all 0, got {self.class_weights}")
+        if not 0 < self.layer_decay <= 1:
+            raise KirieError(f"train.layer_decay must be above 0 and at most 1, got {self.layer_decay!r:.60}")
         try:
             build_loss(self.loss)
         except KirieError as error:
@@ -255,9 +260,8 @@ def parse_recipe(values: Any, changes: Sequence[str] = (), *, source: str = "The
         KirieError: naming each entry that is unknown, missing, out of range or of the wrong type.
     """
     if not isinstance(values, Mapping):
-        raise KirieError(
-            f"{source} must have the sections data, model, augment and train, got {type(values).__name__}."
-        )
+        came = "nothing" if values is None else type(values).__name__
+        raise KirieError(f"{source} must have the sections data, model, augment and train, got {came}.")
     try:
         # A copy in plain JSON values, in which an empty section means its defaults.
         given = {k: v for k, v in values.items() if v is not None or k not in _SECTIONS}
@@ -359,11 +363,10 @@ def own_callable(recipe: AugmentRecipe) -> Callable[..., Any] | None:
     """
     if recipe.own is None:
         return None
-    module, colon, name = recipe.own.partition(":")
     try:
-        found = getattr(importlib.import_module(module), name) if colon else None
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise KirieError(f"augment.own: cannot import {recipe.own!r}: {error}.") from error
+        found = look_up(recipe.own)
+    except KirieError as error:
+        raise KirieError(f"augment.own: {error}") from error
     if not callable(found):
         raise KirieError(f"augment.own must be package.module:function, got {recipe.own!r}.")
     function: Callable[..., Any] = found

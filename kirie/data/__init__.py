@@ -2,25 +2,47 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kirie.errors import KirieError
+from kirie.lookup import look_up
+
 if TYPE_CHECKING:
     from kirie.data.dataset import Dataset
+    from kirie.data.folders import FolderDataset
     from kirie.data.layouts import FolderSettings
 
 # In the order in which they are tried: the first whose `recognises(path)` says so opens it, so the special come before
 # the general, and the last one says what is wrong with a path that none recognises.
 DATASETS = {
+    "voc": "kirie.data.voc:VocDataset",
+    "cityscapes": "kirie.data.cityscapes:CityscapesDataset",
+    "ade20k": "kirie.data.ade20k:Ade20kDataset",
     "folders": "kirie.data.folders:FolderDataset",
 }
+
+
+def dataset_class(path: str | Path, settings: FolderSettings | None = None) -> type[FolderDataset]:
+    """The format of the data in a folder: that of `settings.format`, else the first in `DATASETS` that recognises it.
+
+    Raises:
+        KirieError: when `settings.format` is no row of the table.
+    """
+    named = settings.format if settings else None
+    if named is not None and named not in DATASETS:
+        raise KirieError(f"data.format is {named!r}; expected one of {', '.join(DATASETS)}.")
+    for row in DATASETS.values() if named is None else (DATASETS[named],):
+        form: type[FolderDataset] = look_up(row)
+        if form.recognises(path):
+            break
+    return form
 
 
 def open_dataset(
     path: str | Path, split: str | None = None, *, task: str | None = None, settings: FolderSettings | None = None
 ) -> Dataset:
-    """The data set in a folder, opened by the first format in `DATASETS` that recognises it.
+    """The data set in a folder, opened by the format that `dataset_class` finds.
 
     Args:
         path: the folder.
@@ -31,10 +53,4 @@ def open_dataset(
     Raises:
         KirieError: when the folder is missing, a file, empty or in no layout that is known.
     """
-    for row in DATASETS.values():
-        module, _, name = row.partition(":")
-        form = getattr(importlib.import_module(module), name)
-        if form.recognises(path):
-            break
-    dataset: Dataset = form(path, split, task=task, settings=settings)
-    return dataset
+    return dataset_class(path, settings)(path, split, task=task, settings=settings)

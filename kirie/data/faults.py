@@ -15,6 +15,7 @@ import numpy.typing as npt
 from kirie.data.labels import LabelFormat
 from kirie.data.layouts import Layout, Pair
 from kirie.data.splits import stem
+from kirie.errors import counted
 from kirie.reading.headers import IMAGE_SUFFIXES
 
 EXAMPLES = 10
@@ -61,8 +62,11 @@ def grouped(faults: Iterable[Fault]) -> list[str]:
 
 
 def layout_faults(layout: Layout) -> list[Fault]:
-    """What the names of the files show: label files without picture, doubled stems, one picture in two splits."""
+    """What the names of the files show: empty splits, label files without picture, doubled stems..."""
     faults = []
+    for gap in layout.gaps:
+        kind = "split without pictures" if gap.severity == "fault" else "split without truth"
+        faults.append(Fault(gap.severity, kind, gap.why, (), gap.mend))
     for path in layout.strays:
         mend = "Add the picture with its stem, or take the label file out."
         faults.append(Fault("fault", "label file without picture", f"{path} has no picture.", (path,), mend))
@@ -132,13 +136,23 @@ def check_whole(form: LabelFormat, pixels: npt.NDArray[np.int64], void: int, unk
         what = f"No class table: classes are the ids that occur, {classes.ids[0]} to {classes.ids[-1]}; 0 never occurs."
         faults.append(Fault("note", "ids start at 1", what, (), "Name the classes in classes.json."))
     if form.kind in ("index", "binary"):
-        if 255 in classes.ids:
+        # In masks of 0 and 255 alone, 255 can be nothing else than the foreground.
+        if 255 in classes.ids and classes.ids != (0, 255):
             name = classes.names[classes.ids.index(255)]
-            what = f"Id 255 is the class {name!r}."
-            faults.append(Fault("note", "id 255", what, (), "If it means void, set data.ignore: [255]."))
-        elif 255 in classes.void_ids and void:
-            what = f"{void:,} pixels are void ({', '.join(map(str, classes.void_ids))}) and count nowhere."
-            faults.append(Fault("note", "id 255", what, (), "If it is a class, name it in classes.json."))
+            mend = "If it means void, take it out of the classes and write ignore_index 255 into classes.json."
+            faults.append(Fault("note", "id 255", f"Id 255 is the class {name!r}.", (), mend))
+        elif 255 in classes.void_ids and void and count == 2 and pixels[0] and not pixels[1]:
+            name = classes.names[1]
+            what = (
+                f"Label files hold {classes.names[0]!r} and void alone, and {name!r} nowhere: nothing can be learned."
+            )
+            mend = f"If 255 is {name!r}, leave 255 out of ignore_index and data.ignore."
+            faults.append(Fault("fault", "nothing but one class and void", what, (), mend))
+        elif 255 in classes.void_ids and void and not form.published:
+            listed = ", ".join(map(str, classes.void_ids))
+            what = f"{counted(void, 'pixel')} {'is' if void == 1 else 'are'} void ({listed}) and count nowhere."
+            mend = "If it is a class, take it out of ignore_index and data.ignore, and name it in classes.json."
+            faults.append(Fault("note", "id 255", what, (), mend))
     for name, seen in zip(classes.names, pixels.tolist(), strict=True):
         if not seen:
             what = f"The class {name!r} never occurs."

@@ -18,7 +18,7 @@ from kirie.data.geometry import in_fours
 from kirie.data.labels import LabelFormat, find_format, read_labels, read_masks
 from kirie.data.layouts import FolderSettings, Layout, Pair, find_layout
 from kirie.data.splits import SPLITS, expect_split
-from kirie.errors import KirieError
+from kirie.errors import KirieError, counted
 from kirie.masks import Crop, Masks
 from kirie.reading.images import read_image
 from kirie.results import Instances, Result, SemanticMap, to_semantic
@@ -28,6 +28,9 @@ __all__ = ["FolderDataset", "FolderSettings"]
 
 class FolderDataset:
     """Pictures and their label files below a folder; see `layouts.LAYOUTS` and `labels.LabelFormat` for what is known.
+
+    Published formats (`voc`, `cityscapes`, `ade20k`) are this class with their own `recognises`, `find_layout` and
+    `find_format`.
 
     Index, binary and colour-coded masks give a SemanticMap; object ids and a file per object give Instances of one
     class, or with task "semantic" a SemanticMap with background. Only paths are held in memory; opening looks at a few
@@ -58,8 +61,8 @@ class FolderDataset:
     ) -> None:
         self.path = Path(path)
         self.settings = settings or FolderSettings()
-        layout = find_layout(self.path, self.settings, task)
-        self.form: LabelFormat = find_format(self.path, layout, self.settings, task)
+        layout = self.find_layout(self.path, self.settings, task)
+        self.form: LabelFormat = self.find_format(self.path, layout, self.settings, task)
         self.task = fitting_task(self.path, self.form, task)
         self.words = layout.words
         self.splits = () if layout.seeded else tuple(s for s in SPLITS if s in {pair.split for pair in layout.pairs})
@@ -72,6 +75,24 @@ class FolderDataset:
     def recognises(path: str | Path) -> bool:
         """Whether this format may be in a path: any folder; opening it says what does not fit."""
         return Path(path).is_dir()
+
+    @staticmethod
+    def find_layout(path: Path, settings: FolderSettings, task: str | None) -> Layout:
+        """Which picture belongs to which label file and which split: what a format of folders says of its own.
+
+        Raises:
+            KirieError: when the files do not lie as the format has them.
+        """
+        return find_layout(path, settings, task)
+
+    @staticmethod
+    def find_format(path: Path, layout: Layout, settings: FolderSettings, task: str | None) -> LabelFormat:
+        """What the label files mean, and the classes: likewise.
+
+        Raises:
+            KirieError: when there are no label files, or classes must be told and are not.
+        """
+        return find_format(path, layout, settings, task)
 
     def only(self, split: str | None, *, own_size: bool = False) -> FolderDataset:
         """The same data set with the pictures of another split, without looking at any file again.
@@ -176,8 +197,17 @@ def _chosen(path: Path, split: str | None, layout: Layout) -> tuple[str | None, 
 def _no_pictures(path: Path, split: str, layout: Layout) -> KirieError:
     counts = {s: sum(pair.split == s for pair in layout.pairs) for s in SPLITS}
     there = ", ".join(f"{s} {count}" for s, count in counts.items() if count) or "none in any split"
-    mend = "change data.seed or data.val_fraction" if layout.seeded else f"add the folder or list of {split}"
-    return KirieError(f"{path} has no pictures in split {split} ({there}; {layout.words}); {mend}.")
+    what = f"{path} has no pictures in split {split} ({there}; {layout.words})"
+    gap = next((gap for gap in layout.gaps if gap.split == split), None)
+    if gap is not None:
+        return KirieError(f"{what}: {gap.why} {gap.mend}")
+    # Without a gap a seeded split is empty because it has no share.
+    mend = f"add the folder or list of {split}"
+    if layout.seeded:
+        mend = (
+            "lower data.val_fraction" if split == "train" else f"set data.{split}_fraction, its share of the pictures"
+        )
+    return KirieError(f"{what}; {mend}.")
 
 
 # Faults that reading and inspecting tell in the same words
@@ -207,7 +237,7 @@ def check_size(image: str, size: tuple[int, ...], mask: str, mask_size: tuple[in
 def unknown_text(unknown: dict[str, int], form: LabelFormat) -> str:
     """What is wrong with a label file whose ids or colours are no class, with pixel counts."""
     most = sorted(unknown.items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{key} ({count:,} pixels)" for key, count in most[:6])
+    listed = ", ".join(f"{key} ({counted(count, 'pixel')})" for key, count in most[:6])
     more = f" and {len(most) - 6} more" if len(most) > 6 else ""
     what = "colours" if form.kind == "colour" else "ids"
     return f"holds {what} that are no class: {listed}{more}; the classes are {_class_list(form)}."

@@ -13,13 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from kirie.classes import Classes
+from kirie.data import dataset_class
 from kirie.data.dataset import Dataset, Sample
 from kirie.data.faults import Fault, check_whole, grouped, layout_faults
 from kirie.data.folders import check_size, fitting_task, missing_mask, unknown_mend, unknown_text
-from kirie.data.labels import LabelFormat, find_format, read_labels, read_masks
-from kirie.data.layouts import FolderSettings, Layout, Pair, find_layout
+from kirie.data.labels import LabelFormat, read_labels, read_masks
+from kirie.data.layouts import FolderSettings, Layout, Pair
 from kirie.data.splits import SPLITS, expect_split
-from kirie.errors import KirieError
+from kirie.errors import KirieError, counted
 from kirie.masks import Masks
 from kirie.progress import tracked
 from kirie.reading.images import image_facts, read_image
@@ -77,6 +78,7 @@ class Inspection:
         per_image: spread of the number of objects in a picture; None where objects are not told apart.
         areas: spread of their pixels; None likewise, or when there are no objects.
         faults: faults and notes, in the order found.
+        published: the published data set whose classes these are, as no table beside the data names others; else ''.
     """
 
     path: str
@@ -93,6 +95,7 @@ class Inspection:
     per_image: Spread | None
     areas: Spread | None
     faults: tuple[Fault, ...]
+    published: str = ""
 
     @property
     def ok(self) -> bool:
@@ -108,9 +111,10 @@ class Inspection:
         """A summary in plain text; equal faults stand together with at most ten examples."""
         splits = ", ".join(f"{name or 'in no split'} {count}" for name, count in self.splits.items())
         out = [
-            f"{self.path}: {self.images} pictures ({splits})",
+            f"{self.path}: {counted(self.images, 'picture')} ({splits})",
             f"layout: {self.layout}",
-            f"labels: {self.format or 'not understood'}, task {self.task or 'unknown'}",
+            f"labels: {self.format or 'not understood'}, task {self.task or 'unknown'}"
+            + (f", classes of {self.published}" if self.published else ""),
         ]
         if self.sizes:
             small, middle, large = (f"{height} x {width}" for height, width in self.sizes)
@@ -119,8 +123,9 @@ class Inspection:
         out += [f"pictures: {count} of {kind}" for kind, count in self.image_kinds.items()]
         width = max((len(entry.name) for entry in self.classes), default=0)
         for entry in self.classes:
-            objects = "" if entry.instances is None else f", {entry.instances:,} objects"
-            out.append(f"  {entry.name:<{width}}  {entry.share:7.2%} of pixels, in {entry.images} pictures{objects}")
+            objects = "" if entry.instances is None else f", {counted(entry.instances, 'object')}"
+            pictures = counted(entry.images, "picture")
+            out.append(f"  {entry.name:<{width}}  {entry.share:7.2%} of pixels, in {pictures}{objects}")
         if self.void_share:
             out.append(f"  {'void':<{width}}  {self.void_share:7.2%} of all pixels")
         if self.per_image is not None:
@@ -137,7 +142,7 @@ def inspect_dataset(
     settings: FolderSettings | None = None,
     splits: Iterable[str] | None = None,
 ) -> Inspection:
-    """What is in a data set in folders, and everything that is wrong with it.
+    """What is in a data set, in folders or in a format made of them, and everything that is wrong with it.
 
     Every picture and every label file is decoded once, and what is wrong is collected, never raised.
 
@@ -154,13 +159,14 @@ def inspect_dataset(
     chosen = None if splits is None else {expect_split(split) for split in splits}
     tally = _Tally(read.channels)
     try:
-        layout = find_layout(root, read, task)
+        data_format = dataset_class(root, read)
+        layout = data_format.find_layout(root, read, task)
     except KirieError as error:
         tally.add("fault", "not understood", str(error), mend="Arrange the files in one of the layouts.")
         return tally.inspection(root, Layout("", (), ""), None, "")
     form, found_task = None, ""
     try:
-        form = find_format(root, layout, read, task)
+        form = data_format.find_format(root, layout, read, task)
         found_task = fitting_task(root, form, task)
     except KirieError as error:
         tally.add("fault", "not understood", str(error), mend="Do as the sentence says and inspect again.")
@@ -287,7 +293,7 @@ class _Tally:
     def _read_objects(self, path: str, form: LabelFormat) -> tuple[int, int] | None:
         masks, empty = read_masks(path, form)
         if empty:
-            what = f"{path} has {empty} files without a pixel."
+            what = f"{path} has {counted(empty, 'file')} without a pixel."
             self.add("fault", "object without pixels", what, path, mend="Delete these files.")
         count = 0 if masks is None else len(masks)
         self.objects.append(count)
@@ -307,7 +313,7 @@ class _Tally:
         self.images[0] += len(masks) > 0
         tiny = int((areas < TINY).sum())
         if tiny:
-            what = f"{path} has {tiny} objects of fewer than {TINY} pixels."
+            what = f"{path} has {counted(tiny, 'object')} of fewer than {TINY} pixels."
             self.add("note", "tiny objects", what, path, mend="Look at them; stray pixels should be erased.")
 
     def conclude(self) -> None:
@@ -334,6 +340,7 @@ class _Tally:
             per_image=_spread(self.objects) if form and form.has_instances else None,
             areas=_spread(areas),
             faults=tuple(self.faults),
+            published=form.published if form else "",
         )
 
     def _class_facts(self, form: LabelFormat | None, task: str) -> tuple[ClassFacts, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from kirie import boxes
 from kirie.classes import BACKGROUND, Classes
 from kirie.data.class_table import ClassTable, Color, read_class_table
 from kirie.data.layouts import ID_FOLDERS, FolderSettings, Layout, list_pictures
-from kirie.errors import KirieError
+from kirie.errors import KirieError, counted
 from kirie.masks import Crop, Masks, count_ids
 from kirie.reading.images import palette_colors, read_label_file
 
@@ -35,6 +35,7 @@ class LabelFormat:
         void_colors: colours that mean void, for colour.
         dropped_ids: object ids that are no objects, for ids.
         guessed: whether no table named the classes.
+        published: the published data set whose classes these are, as no table beside the data names others; else ''.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class LabelFormat:
     void_colors: tuple[Color, ...] = ()
     dropped_ids: tuple[int, ...] = ()
     guessed: bool = False
+    published: str = ""
 
     @property
     def has_instances(self) -> bool:
@@ -63,7 +65,9 @@ class _Seen:
     folders: bool
 
 
-def find_format(root: Path, layout: Layout, settings: FolderSettings, task: str | None) -> LabelFormat:
+def find_format(
+    root: Path, layout: Layout, settings: FolderSettings, task: str | None, table: ClassTable | None = None
+) -> LabelFormat:
     """The kind of the label files and their classes.
 
     Looks at up to `SAMPLED_FILES` label files. All are read when these hold nothing but 0 or nothing but void, which
@@ -74,35 +78,38 @@ def find_format(root: Path, layout: Layout, settings: FolderSettings, task: str 
         layout: its label files.
         settings: kind, classes and ignored ids, where the user says them.
         task: "semantic", "instance" or None.
+        table: the classes; None reads the table beside the data.
 
     Raises:
-        KirieError: when there are no label files, or classes must be told and are not.
+        KirieError: when there are no label files, or classes must be told and are not, or do not fit each other.
     """
     files = [pair.mask for pair in layout.pairs if pair.mask]
+    if not layout.pairs and layout.gaps:
+        raise KirieError(f"{root} has no labelled pictures: {' '.join(gap.why for gap in layout.gaps)}")
     if not files:
         raise KirieError(
-            f"{root} has {len(layout.pairs)} pictures but no label file for any of them. Label files have the stem of "
-            "their picture (set data.suffix if they end differently) and lie in a folder masks, labels or ids (set "
-            "data.masks if it has another name)."
+            f"{root} has {counted(len(layout.pairs), 'picture')} but no label file for any of them. Label files have "
+            "the stem of their picture (set data.suffix if they end differently) and lie in a folder masks, labels or "
+            "ids (set data.masks if it has another name)."
         )
-    table = read_class_table(root)
+    table = table or read_class_table(root)
     if settings.classes is not None:
         same = len(settings.classes) == len(table.names)
         kept = (table.colors, table.things if same else (), table.ids) if same else ((), (), ())
         table = ClassTable("data.classes", settings.classes, *kept, table.void_ids, table.void_colors)
     if settings.ignore is not None:
-        table = ClassTable(**{**table.__dict__, "void_ids": settings.ignore})
+        table = replace(table, void_ids=settings.ignore)
     seen = _look(_spread(files, SAMPLED_FILES))
     if len(files) > SAMPLED_FILES and _says_nothing(seen, settings.kind, layout.mask_folder, table):
         seen = _look(files)
     kind = settings.kind if settings.kind != "auto" else _kind(seen, layout.mask_folder, table, task)
+    guessed, published = not table.names, table.source if table.published else ""
     if kind in ("ids", "instance_folders"):
-        return LabelFormat(kind, _thing(table), dropped_ids=table.void_ids or (), guessed=not table.names)
+        return LabelFormat(kind, _thing(table), (), table.void_ids or (), guessed, published)
     if kind == "colour":
-        return _colour_format(root, table, seen)
-    if kind == "binary":
-        return LabelFormat(kind, _binary_classes(table, seen), guessed=not table.names)
-    return LabelFormat(kind, _index_classes(table, seen, files), guessed=not table.names)
+        return LabelFormat(kind, _colour_classes(root, table, seen), table.void_colors, (), guessed, published)
+    classes = _binary_classes(table, seen) if kind == "binary" else _index_classes(table, seen, files)
+    return LabelFormat(kind, classes, (), (), guessed, published)
 
 
 def _spread(files: Sequence[str], count: int) -> list[str]:
@@ -154,6 +161,9 @@ def _kind(seen: _Seen, folder: str, table: ClassTable, task: str | None) -> str:
     if seen.ids <= {0, 255} and 255 in seen.ids:
         told = 255 in (table.void_ids or ()) or table.ids or len(table.names) > 2
         return "index" if told else "binary"
+    greys = {color[0] for color in (*table.colors, *table.void_colors) if len(set(color)) == 1}
+    if seen.ids <= greys and not seen.ids <= known and not seen.palette:
+        return "colour"  # of a table whose colours are greys
     two = seen.ids <= {0, 1} and not table.ids
     return "binary" if two and len(table.names) < 2 else "index"
 
@@ -178,17 +188,15 @@ def _binary_classes(table: ClassTable, seen: _Seen) -> Classes:
     if len(names) != 2:
         raise KirieError(f"Binary masks have two classes, but {table.source} names {len(names)}; name one or two.")
     top = 255 if 255 in seen.ids and 1 not in seen.ids else 1
-    colors = table.colors if len(table.colors) == 2 else ()
-    things = tuple(name in table.things for name in names)
-    return Classes(names, colors, things, table.ids or (0, top), (255,) if table.void_ids is None else table.void_ids)
+    ids = (0, *table.ids) if len(table.ids) == 1 else table.ids or (0, top)
+    return _classes(table, names, ids, table.colors if len(table.colors) == 2 else ())
 
 
 def _index_classes(table: ClassTable, seen: _Seen, files: Sequence[str]) -> Classes:
     void = (255,) if table.void_ids is None else table.void_ids
     if table.names:
         ids = table.ids or tuple(range(len(table.names)))
-        things = tuple(name in table.things for name in table.names)
-        return Classes(table.names, table.colors or _palette_part(seen, ids), things, table.ids, void)
+        return _classes(table, table.names, ids, table.colors or _palette_part(seen, ids))
     ids = tuple(sorted(_scan(files) - set(void)))
     if not ids or len(ids) > MAX_GUESSED_CLASSES:
         raise KirieError(
@@ -215,7 +223,23 @@ def _scan(files: Sequence[str]) -> set[int]:
     return ids
 
 
-def _colour_format(root: Path, table: ClassTable, seen: _Seen) -> LabelFormat:
+def _classes(table: ClassTable, names: Sequence[str], ids: Sequence[int], colors: Sequence[Color]) -> Classes:
+    """The classes by a table; errors name where it comes from."""
+    both = sorted(set(ids) & set(table.void_ids or ()))
+    if both:
+        raise KirieError(
+            f"{table.source or 'The label files'}: {', '.join(map(str, both[:6]))} would be both a class and void "
+            f"({'; '.join(f'{i} is {names[list(ids).index(i)]}' for i in both[:3])}). Take it out of ignore_index or "
+            "data.ignore, or give the classes the ids that the label files use."
+        )
+    void = (255,) if table.void_ids is None else table.void_ids
+    try:
+        return Classes(tuple(names), tuple(colors), tuple(n in table.things for n in names), tuple(ids), void)
+    except KirieError as error:
+        raise KirieError(f"{table.source}: {error}" if table.source else str(error)) from None
+
+
+def _colour_classes(root: Path, table: ClassTable, seen: _Seen) -> Classes:
     if not table.names or len(table.colors) != len(table.names):
         common = [color for color, _ in seen.colors.most_common(12)]
         example = {
@@ -227,11 +251,9 @@ def _colour_format(root: Path, table: ClassTable, seen: _Seen) -> LabelFormat:
             f"hold {len(seen.colors)} colours, most often {', '.join(map(str, common))}. Write {root / 'classes.json'} "
             f"as {json.dumps(example)}; colours without a class go under ignore_colors."
         )
-    things = tuple(name in table.things for name in table.names)
-    classes = Classes(table.names, table.colors, things, void_ids=table.void_ids or (255,))
     if len(set(table.colors)) != len(table.colors):
         raise KirieError(f"{table.source} gives two classes the same colour; each needs a colour of its own.")
-    return LabelFormat("colour", classes, table.void_colors)
+    return _classes(replace(table, void_ids=None), table.names, range(len(table.names)), table.colors)
 
 
 # Reading one file

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from kirie.data.splits import canonical, group_of, group_pattern, listed_split, read_lists, seeded_split, stem
-from kirie.errors import KirieError
+from kirie.data.splits import (
+    SPLITS,
+    canonical,
+    group_of,
+    group_pattern,
+    list_files,
+    listed_split,
+    read_list_files,
+    seeded_split,
+    stem,
+)
+from kirie.errors import KirieError, counted
 from kirie.reading.headers import IMAGE_SUFFIXES
 
 IMAGE_FOLDERS = ("images", "imgs", "JPEGImages")
@@ -48,6 +58,7 @@ class FolderSettings:
         group: regular expression whose first group, found in the file name, keeps pictures together in one split.
         short_side: pictures are resized on reading so that their shorter side has this many pixels.
         channels: C of the pictures: 1 grey, 3 RGB, 4 RGB and alpha, or as many as a TIFF has.
+        format: a row of `DATASETS`, where the data are not to be opened by the first that recognises them.
     """
 
     images: str | None = None
@@ -62,6 +73,7 @@ class FolderSettings:
     group: str | None = None
     short_side: int | None = None
     channels: int = 3
+    format: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -71,6 +83,9 @@ class FolderSettings:
             raise KirieError(f"val_fraction and test_fraction are {shares}; expected shares that add up to at most 1.")
         if self.short_side is not None and self.short_side < 1:
             raise KirieError(f"data.short_side is {self.short_side}; expected at least 1 pixel, or none.")
+        wrong = [i for i in self.ignore or () if not 0 <= i <= 65535]
+        if wrong:
+            raise KirieError(f"data.ignore holds {wrong[:6]}; label files hold numbers in 0..65535.")
         if not 1 <= self.channels <= 4096:
             raise KirieError(f"data.channels is {self.channels}; expected 1 to 4096.")
 
@@ -84,6 +99,15 @@ class Pair(NamedTuple):
     split: str
 
 
+class Gap(NamedTuple):
+    """A split that has no pictures to offer: why, how to mend it, and whether that is a fault or as it should be."""
+
+    split: str
+    why: str
+    mend: str
+    severity: Literal["fault", "note"] = "fault"
+
+
 @dataclass(frozen=True)
 class Layout:
     """What was found in a folder.
@@ -95,6 +119,7 @@ class Layout:
         strays: label files without a picture.
         unfound: names in list files without a picture.
         seeded: whether the splits were drawn by the seed, since neither folders nor list files give them.
+        gaps: splits that folders, lists or the settings ask for and that have no pictures.
     """
 
     words: str
@@ -103,6 +128,7 @@ class Layout:
     strays: tuple[str, ...] = ()
     unfound: tuple[str, ...] = ()
     seeded: bool = False
+    gaps: tuple[Gap, ...] = ()
 
 
 class _Source(NamedTuple):
@@ -189,13 +215,13 @@ def _from_sources(root: Path, words: str, sources: list[_Source], settings: Fold
         together = source.masks == source.images
         files = list_pictures(source.images)
         masks = files if together else list_pictures(source.masks) if source.masks else []
-        ending = settings.suffix or _ending({_key(f) for f in files}, {_key(f) for f in masks}, together)
-        by_key = _lossless_first(masks)
-        pictures = [f for f in files if not (together and ending and _key(f).endswith(ending))]
+        ending = settings.suffix or _ending({stem_of(f) for f in files}, {stem_of(f) for f in masks}, together)
+        by_key = files_by_stem(masks)
+        pictures = [f for f in files if not (together and ending and stem_of(f).endswith(ending))]
         for file in pictures:
-            mask = by_key.get(_key(file) + ending, "") if ending or not together else ""
-            if not mask and source.masks and not together and (source.masks / _key(file)).is_dir():
-                mask = _key(file)  # a folder with a file per object
+            mask = by_key.get(stem_of(file) + ending, "") if ending or not together else ""
+            if not mask and source.masks and not together and (source.masks / stem_of(file)).is_dir():
+                mask = stem_of(file)  # a folder with a file per object
             path = str(source.masks / mask) if mask and source.masks else ""
             used.add(path)
             image = source.images / file
@@ -203,12 +229,13 @@ def _from_sources(root: Path, words: str, sources: list[_Source], settings: Fold
         if source.masks and not together:
             every.update(dict.fromkeys(str(source.masks / m) for m in masks))
         elif together and ending:
-            every.update(dict.fromkeys(str(source.images / m) for m in masks if _key(m).endswith(ending)))
+            every.update(dict.fromkeys(str(source.images / m) for m in masks if stem_of(m).endswith(ending)))
     strays = tuple(path for path in every if path not in used and not _inside(path, used))
     first = next((s for s in sources if s.masks and s.masks != s.images), None)
     base = first.masks if first and first.masks else None
     folder = "" if base is None else base.parent.name if canonical(base.name) else base.name
-    return _with_splits(root, Layout(words, tuple(pairs), folder, strays), settings)
+    gaps = empty_folders({source.images: source.split for source in sources}, pairs)
+    return with_splits(root, Layout(words, tuple(pairs), folder, strays, gaps=gaps), settings)
 
 
 def _per_picture(
@@ -225,37 +252,104 @@ def _per_picture(
             folder = folder or (masks.name if masks else "")
             name = place.relative_to(root).as_posix()
             pairs.append(Pair(name, str(images / files[0]), str(masks) if masks else "", source.split))
-    return _with_splits(root, Layout(words, tuple(pairs), folder), settings)
+    gaps = empty_folders({source.images: source.split for source in sources}, pairs)
+    return with_splits(root, Layout(words, tuple(pairs), folder, gaps=gaps), settings)
 
 
-def _with_splits(root: Path, layout: Layout, settings: FolderSettings) -> Layout:
-    """The layout with a split for each picture: what folders say, else list files, else the seed."""
+def empty_folders(folders: Mapping[Path, str], pairs: Iterable[Pair]) -> tuple[Gap, ...]:
+    """A gap for each folder of a split that has no pictures."""
+    filled = {"", *(pair.split for pair in pairs)}
+    mend = "Add some, or delete the folder."
+    return tuple(
+        Gap(split, f"{place} holds no pictures.", mend) for place, split in folders.items() if split not in filled
+    )
+
+
+def empty_lists(files: Mapping[Path, str], pairs: Iterable[Pair]) -> tuple[Gap, ...]:
+    """A gap for each list file whose split has none of the pictures."""
+    filled = {pair.split for pair in pairs}
+    why = "{} names no picture that is there."
+    mend = "Write the names of pictures into it, one a line, or delete it."
+    return tuple(Gap(split, why.format(path), mend) for path, split in files.items() if split not in filled)
+
+
+def with_splits(root: Path, layout: Layout, settings: FolderSettings) -> Layout:
+    """The layout with a split for each picture: what folders say, else list files, else the seed.
+
+    Raises:
+        KirieError: when there are no pictures, or a list file cannot be used.
+    """
     if not layout.pairs:
         raise KirieError(f"{root} holds no pictures; expected a data set in one of these layouts:\n{LAYOUTS}")
-    pairs = sorted(layout.pairs)
-    if all(pair.split for pair in pairs):
-        return Layout(layout.words, tuple(pairs), layout.mask_folder, layout.strays)
-    lists = read_lists(root, IMAGE_SUFFIXES)
+    layout = replace(layout, pairs=tuple(sorted(layout.pairs)))
+    if all(pair.split for pair in layout.pairs):
+        return layout
+    files = list_files(root)
+    lists = read_list_files(files, IMAGE_SUFFIXES)
     if lists:
-        keys = [stem(pair.name, IMAGE_SUFFIXES) for pair in pairs]
-        done = [p._replace(split=listed_split(key, lists)) for p, key in zip(pairs, keys, strict=True)]
-        known = {*keys, *(key.rsplit("/", 1)[-1] for key in keys)}
-        unfound = tuple(entry for entry in lists if entry not in known and entry.rsplit("/", 1)[-1] not in known)
-        words = f"{layout.words}; splits from list files"
-        return Layout(words, tuple(done), layout.mask_folder, layout.strays, unfound)
+        return _listed(layout, files, lists)
     own = canonical(root.resolve().name)
     if own:
-        done = [pair._replace(split=own) for pair in pairs]
-        return Layout(f"{layout.words}; all of it {own}", tuple(done), layout.mask_folder, layout.strays)
+        done = tuple(pair._replace(split=own) for pair in layout.pairs)
+        return replace(layout, words=f"{layout.words}; all of it {own}", pairs=done)
     pattern = group_pattern(settings.group)
-    done = []
-    for pair in pairs:
-        key = group_of(stem(pair.name.rsplit("/", 1)[-1], IMAGE_SUFFIXES), pattern)
-        done.append(
-            pair._replace(split=seeded_split(key, settings.seed, settings.val_fraction, settings.test_fraction))
-        )
+    keys = [group_of(stem(pair.name.rsplit("/", 1)[-1], IMAGE_SUFFIXES), pattern) for pair in layout.pairs]
+    drawn = [seeded_split(key, settings.seed, settings.val_fraction, settings.test_fraction) for key in keys]
+    done = tuple(pair._replace(split=split) for pair, split in zip(layout.pairs, drawn, strict=True))
     words = f"{layout.words}; split by seed {settings.seed}"
-    return Layout(words, tuple(done), layout.mask_folder, layout.strays, seeded=True)
+    return replace(layout, words=words, pairs=done, seeded=True, gaps=_undrawn(set(keys), settings))
+
+
+def _listed(layout: Layout, files: dict[Path, str], lists: dict[str, str]) -> Layout:
+    keys = [stem(pair.name, IMAGE_SUFFIXES) for pair in layout.pairs]
+    done = tuple(p._replace(split=listed_split(key, lists)) for p, key in zip(layout.pairs, keys, strict=True))
+    known = {*keys, *(key.rsplit("/", 1)[-1] for key in keys)}
+    unfound = tuple(entry for entry in lists if entry not in known and entry.rsplit("/", 1)[-1] not in known)
+    gaps = empty_lists(files, done)
+    return replace(layout, words=f"{layout.words}; splits from list files", pairs=done, unfound=unfound, gaps=gaps)
+
+
+def _undrawn(keys: set[str], settings: FolderSettings) -> tuple[Gap, ...]:
+    """A gap for each split that has a share of the pictures by the settings and got none from the seed."""
+    shares = (1 - settings.val_fraction - settings.test_fraction, settings.val_fraction, settings.test_fraction)
+    wanted = [split for split, share in zip(SPLITS, shares, strict=True) if share > 1e-9]
+
+    def lost(seed: int) -> list[str]:
+        drawn = {seeded_split(key, seed, settings.val_fraction, settings.test_fraction) for key in keys}
+        return [split for split in wanted if split not in drawn]
+
+    empty = lost(settings.seed)
+    if not empty:
+        return ()
+    enough = len(keys) >= len(wanted)
+    better = next((seed for seed in range(100_000 // len(keys)) if not lost(seed)), None) if enough else None
+    mend = "Add pictures" if better is None else f"Set data.seed: {better}, which leaves no split empty"
+    mend += ", or put the pictures of each split into a folder of its own."
+    what = counted(len(keys), "group" if settings.group else "picture")
+    return tuple(Gap(split, f"Of {what} seed {settings.seed} draws none for {split}.", mend) for split in empty)
+
+
+def without_truth(layout: Layout, split: str, why: str) -> Layout:
+    """The layout without the pictures of a split, whose truth its publisher keeps; a note says so."""
+    mend = "Nothing to mend; `kirie predict` takes its pictures as they are."
+    kept = tuple(pair for pair in layout.pairs if pair.split != split)
+    return replace(layout, pairs=kept, gaps=(*layout.gaps, Gap(split, why, mend, "note")))
+
+
+def moved_below(root: Path, home: Path, layout: Layout) -> Layout:
+    """The layout of a folder `home` in `root` with the names of its pictures as they are below `root`."""
+    below = home.relative_to(root).as_posix()
+    if below == ".":
+        return layout
+    return replace(layout, pairs=tuple(pair._replace(name=f"{below}/{pair.name}") for pair in layout.pairs))
+
+
+def drop_unlabelled_test(layout: Layout) -> Layout:
+    """The layout without its test pictures where none of them has a label file."""
+    test = [pair for pair in layout.pairs if pair.split == "test"]
+    if not test or any(pair.mask for pair in test):
+        return layout
+    return without_truth(layout, "test", f"None of {counted(len(test), 'test picture')} has a label file.")
 
 
 def _ending(pictures: set[str], masks: set[str], together: bool) -> str:
@@ -267,11 +361,11 @@ def _ending(pictures: set[str], masks: set[str], together: bool) -> str:
     return best if hits[best] else ""
 
 
-def _lossless_first(files: Iterable[str]) -> dict[str, str]:
-    """Files by stem; of several with one stem the one that is not JPEG."""
+def files_by_stem(files: Iterable[str]) -> dict[str, str]:
+    """Paths of files by path without ending; of several with one stem the one that is not JPEG."""
     by_key: dict[str, str] = {}
     for file in sorted(files, key=lambda f: f.lower().endswith((".jpg", ".jpeg"))):
-        by_key.setdefault(_key(file), file)
+        by_key.setdefault(stem_of(file), file)
     return by_key
 
 
@@ -279,7 +373,8 @@ def _inside(path: str, folders: set[str]) -> bool:
     return os.path.dirname(path) in folders
 
 
-def _key(file: str) -> str:
+def stem_of(file: str) -> str:
+    """A path without the ending of a picture file."""
     return stem(file, IMAGE_SUFFIXES)
 
 

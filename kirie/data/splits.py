@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from kirie.errors import KirieError
@@ -46,19 +47,26 @@ def stem(path: str, suffixes: tuple[str, ...]) -> str:
     return base if dot and f".{end.lower()}" in suffixes else path
 
 
-def read_lists(root: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """The split of each picture that train.txt, val.txt and test.txt name, by stem; empty without such files.
+def list_files(folder: Path) -> dict[Path, str]:
+    """The files train.txt, val.txt and test.txt of a folder, under any name of these splits, with their split."""
+    named = {path: canonical(path.stem) for path in sorted(folder.glob("*.txt"))}
+    return {path: split for path, split in named.items() if split}
+
+
+def read_list_files(files: Mapping[Path, str], suffixes: tuple[str, ...]) -> dict[str, str]:
+    """The split of each picture that list files name, by stem.
 
     A line holds a stem, a file name or a path; blank lines and lines that start with # are skipped.
 
+    Args:
+        files: list files, each with the split whose pictures it names.
+        suffixes: endings of picture files.
+
     Raises:
-        KirieError: when a file is too long or no text, or a picture stands in two lists.
+        KirieError: when a file is too long or no text, or a picture stands in the lists of two splits.
     """
     found: dict[str, str] = {}
-    for path in sorted(root.glob("*.txt")):
-        split = canonical(path.stem)
-        if split is None:
-            continue
+    for path, split in files.items():
         if path.stat().st_size > _MAX_LIST_BYTES:
             raise KirieError(f"{path} has more than {_MAX_LIST_BYTES:,} bytes; expected one picture name a line.")
         try:
@@ -72,7 +80,8 @@ def read_lists(root: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
             key = stem(entry, suffixes)
             if found.setdefault(key, split) != split:
                 raise KirieError(
-                    f"{entry} stands in the lists of both {found[key]} and {split} in {root}; take it out of one."
+                    f"{entry} stands in the lists of both {found[key]} and {split} in {path.parent}; take it out of "
+                    "one."
                 )
     return found
 

@@ -63,6 +63,7 @@ class SegmentationModel(nn.Module, ABC):
 
     Attributes:
         task: which of the three result types `decode` gives.
+        advice: when to choose it, in one sentence.
         never_from_file: constructor arguments that lead outside the model; not kept in a model file, refused from one.
         classes: the K classes it tells apart.
         in_channels: C of the images it takes (3: RGB).
@@ -72,6 +73,7 @@ class SegmentationModel(nn.Module, ABC):
     """
 
     task: ClassVar[str]
+    advice: ClassVar[str] = ""
     # A model file that set one of these would make loading read other files or the network.
     never_from_file: ClassVar[frozenset[str]] = frozenset({"encoder_weights"})
     mean: Tensor
@@ -110,6 +112,14 @@ class SegmentationModel(nn.Module, ABC):
                 f"got {images.dtype} {tuple(images.shape)}."
             )
         return (images - self.mean) / self.std
+
+    def levels(self) -> Sequence[Sequence[nn.Module]]:
+        """The model's parts in order from the picture's side to the head, for layer-wise learning rates.
+
+        A parameter that is in no level counts to the last one, and one that is in several to the last of them. Without
+        an order of its own a model is one level.
+        """
+        return [[self]]
 
     @abstractmethod
     def forward(self, images: Tensor) -> Any:

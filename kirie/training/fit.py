@@ -184,6 +184,8 @@ def _trainer(recipe: Recipe, folder: Path, device: str, resume: bool) -> Trainer
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
+        layer_decay=settings.layer_decay,
+        levels=model.levels(),
     )
     return Trainer(
         model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,19 @@ from torch.optim.swa_utils import AveragedModel
 Schedule = Callable[[int], float]
 
 
-def optimiser(model: nn.Module, name: str, *, learning_rate: float, weight_decay: float, momentum: float) -> Any:
+def optimiser(
+    model: nn.Module,
+    name: str,
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    momentum: float,
+    layer_decay: float = 1.0,
+    levels: Sequence[Sequence[nn.Module]] = (),
+) -> Any:
     """AdamW or SGD over the model's trainable parameters; norms and biases are not decayed.
+
+    Each parameter group has, beside its rate `lr`, the factor `scale` by which that differs from `learning_rate`.
 
     Args:
         model: what to train.
@@ -22,16 +33,40 @@ def optimiser(model: nn.Module, name: str, *, learning_rate: float, weight_decay
         learning_rate: at its highest.
         weight_decay: of tensors with two or more axes.
         momentum: of SGD (Nesterov).
+        layer_decay: above 0, at most 1. Level i of n learns at learning_rate * layer_decay ** (n - 1 - i), so that the
+            last, the head, has the whole rate (as BEiT and MAE are fine-tuned, after ELECTRA).
+        levels: parts of the model from the picture's side to the head; see `SegmentationModel.levels`.
     """
-    learned = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    groups: list[dict[str, Any]] = []
+    for scale, learned in _scaled(model, layer_decay, () if layer_decay == 1 else levels):
+        common = {"lr": learning_rate * scale, "scale": scale}
+        groups += [
+            {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay, **common},
+            {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0, **common},
+        ]
     groups = [group for group in groups if group["params"]]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0)
+
+
+def set_rate(optimiser: Any, learning_rate: float) -> None:
+    """Gives every group of an optimiser its share of a learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = learning_rate * group.get("scale", 1.0)
+
+
+def _scaled(
+    model: nn.Module, decay: float, levels: Sequence[Sequence[nn.Module]]
+) -> list[tuple[float, list[nn.Parameter]]]:
+    """For each level, the head's first, its factor of the learning rate and its trainable parameters in their order."""
+    last = max(len(levels) - 1, 0)
+    level_of = {id(p): i for i, parts in enumerate(levels) for part in parts for p in part.parameters()}
+    members: list[list[nn.Parameter]] = [[] for _ in range(last + 1)]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            members[level_of.get(id(parameter), last)].append(parameter)
+    return [(decay ** (last - i), members[i]) for i in range(last, -1, -1)]
 
 
 def schedule(name: str, *, steps: int, warmup: float) -> Schedule:

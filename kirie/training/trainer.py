@@ -24,7 +24,7 @@ from kirie.prediction.evaluate import measure
 from kirie.prediction.predictor import Predictor
 from kirie.progress import Bar, bar
 from kirie.training.checkpoint import FILE, Standing, load_state, save_state
-from kirie.training.optimise import moving_average, schedule
+from kirie.training.optimise import moving_average, schedule, set_rate
 from kirie.training.run import MODEL, Journal, write_samples
 from kirie.training.step import LossModule, ends_group, group_size
 from kirie.training.stop import StopSignal
@@ -153,8 +153,7 @@ class Trainer:
 
     def _step(self, batch: Batch, ends: bool, size: int) -> dict[str, float]:
         """Forward and backward on one batch of a group of `size`; the weights move where the group ends."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.settings.learning_rate * self.factor(self.standing.step)
+        set_rate(self.optimiser, self.settings.learning_rate * self.factor(self.standing.step))
         need = f"a training step on {' x '.join(map(str, batch.images.shape))} values"
         mend = "Lower train.batch_size (train.accumulate makes up for it) or train.patch, or make the model smaller."
         with memory_for(need, self.accelerator.device, mend=mend):
@@ -196,7 +195,7 @@ class Trainer:
     def _row(self, seconds: float) -> dict[str, float]:
         standing = self.standing
         means = {name: total / standing.batch for name, total in standing.sums.items()}
-        rate = self.optimiser.param_groups[0]["lr"]
+        rate = max(group["lr"] for group in self.optimiser.param_groups)  # the head's, of layer-wise ones
         return {"epoch": standing.epoch + 1, "step": standing.step, **means, "lr": rate, "seconds": seconds}
 
     def _last_epoch(self) -> bool:

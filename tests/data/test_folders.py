@@ -267,6 +267,39 @@ def test_classes_txt_and_settings(tmp_path):
     assert data.classes.names == ("a", "b", "c") and data[0].truth.labels[1, 1] == 255
 
 
+@pytest.mark.parametrize("name", ["classes.txt", "class_names.txt"])
+def test_tables_of_names(tmp_path, name):
+    (tmp_path / name).write_text("_background_\nroad\ncar\n")
+    data = one(tmp_path, index_mask())
+    assert data.classes.names == ("background", "road", "car")
+    (tmp_path / name).write_text("a\na\n")
+    with pytest.raises(KirieError, match=rf"{name} repeats a under classes"):
+        one(tmp_path, index_mask())
+
+
+def test_a_label_map(tmp_path):
+    """As CVAT writes it; the colours may be greys, which a mask of three equal channels shows as numbers."""
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::", "a:b:100,100,100::", "car:250,50,50:wheel:move"]
+    (tmp_path / "labelmap.txt").write_text("\n".join([*lines, "ignored:200,200,200::", ""]))
+    colors = np.array([[0, 0, 0], [100, 100, 100], [250, 50, 50], [200, 200, 200]], np.uint8)
+    index = index_mask() % 3
+    for pixels in (index, np.where(index == 2, 3, index), np.minimum(index, 1)):
+        data = one(tmp_path, colors[pixels])
+        assert data.form.kind == "colour" and data.classes.names == ("background", "a:b", "car")
+        assert data.classes.colors == ((0, 0, 0), (100, 100, 100), (250, 50, 50))
+        assert np.array_equal(data[0].truth.labels, np.where(pixels == 3, 255, pixels))
+    for line in ("car", "car:1,2::", "car:1,2,300::", "car:a,b,c::"):
+        (tmp_path / "labelmap.txt").write_text(line)
+        with pytest.raises(KirieError, match=r"labelmap\.txt has the line 'car.*expected name:red,green,blue"):
+            one(tmp_path, colors[index])
+
+
+def test_a_label_map_of_black_and_white(tmp_path):
+    (tmp_path / "labelmap.txt").write_text("background:0,0,0::\ncrack:255,255,255::\n")
+    data = one(tmp_path, np.dstack([binary_mask(255)] * 3))
+    assert data.classes.names == ("background", "crack") and data[0].truth.labels.sum() == 20
+
+
 def test_palette_colours_become_class_colours(tmp_path):
     palette = [0, 0, 0, 128, 0, 0, 0, 128, 0] + [9] * 759
     data = one(tmp_path, np.array([[0, 1], [2, 255]]), palette=palette)
@@ -312,7 +345,7 @@ def test_colour_coded(tmp_path):
     assert np.array_equal(np.delete(labels.ravel(), 2 * 16 + 2), np.delete(index.ravel(), 2 * 16 + 2))
     pixels[0, 0] = (9, 9, 9)
     mask(tmp_path / "masks" / "a.png", pixels)
-    with pytest.raises(KirieError, match=r"holds colours that are no class: \(9, 9, 9\) \(1 pixels\)"):
+    with pytest.raises(KirieError, match=r"holds colours that are no class: \(9, 9, 9\) \(1 pixel\)"):
         data[0]
 
 
@@ -472,7 +505,7 @@ def test_a_turned_jpeg_fits_a_mask_that_is_upright(tmp_path):
 
 def test_missing_masks(tmp_path):
     picture(tmp_path / "images" / "a.jpg")
-    with pytest.raises(KirieError, match="1 pictures but no label file for any"):
+    with pytest.raises(KirieError, match="has 1 picture but no label file for any"):
         FolderDataset(tmp_path)
     picture(tmp_path / "images" / "b.jpg")
     mask(tmp_path / "masks" / "b.png", binary_mask())
@@ -492,6 +525,15 @@ def test_missing_masks(tmp_path):
         ('{"classes": ["a"], "things": ["b"]}', "not among its classes"),
         ('{"classes": [1]}', "expected a name"),
         ('{"classes": ["a"], "ignore_index": "x"}', "expected a whole number"),
+        ('{"classes": ["a", "b", "c"], "ids": [1, 2]}', "names 3 classes but gives 2 ids"),
+        ('{"classes": ["a", "b"], "colors": [[0, 0, 0]]}', "names 2 classes but gives 1 colors"),
+        ('{"classes": ["a", "a"]}', "repeats a under classes"),
+        ('{"classes": ["a", "b"], "ids": [4, 4]}', "repeats 4 under ids"),
+        ('{"classes": ["a", "b"], "ids": [-1, 2]}', r"has \[-1\] under ids"),
+        ('{"classes": ["a", "b"], "ids": [1, 99999999999]}', r"has \[99999999999\] under ids"),
+        ('{"classes": ["a", "b"], "ignore_index": -100}', r"has \[-100\] under ignore_index"),
+        ('{"classes": ["a", "b"], "ids": [3, 4], "ignore_index": [4, 255]}', "under ids and under ignore_index"),
+        ('{"classes": ["a", "b", "c"], "ignore_index": 1}', r"1 would be both a class and void \(1 is b\)"),
     ],
 )
 def test_broken_class_tables(tmp_path, text, why):
@@ -532,17 +574,61 @@ def test_the_first_format_that_recognises_a_folder_opens_it(tmp_path, monkeypatc
 
 
 def test_a_pool_without_a_split_says_what_to_change(tmp_path):
-    _many(tmp_path, ["a", "b"])
-    with pytest.raises(KirieError, match=r"change data\.seed or data\.val_fraction"):
+    _many(tmp_path, ["a", "b", "c", "d"])
+    with pytest.raises(KirieError, match=r"set data\.test_fraction"):
         FolderDataset(tmp_path, "test")
+    with pytest.raises(KirieError, match=r"set data\.val_fraction"):
+        FolderDataset(tmp_path, "val", settings=FolderSettings(val_fraction=0))
+    with pytest.raises(KirieError, match=r"lower data\.val_fraction"):
+        FolderDataset(tmp_path, "train", settings=FolderSettings(val_fraction=1))
     _layout_a(tmp_path / "seed")
     with pytest.raises(KirieError, match="add the folder or list of test"):
         FolderDataset(tmp_path / "seed", "test")
 
 
+def test_an_unlucky_draw_names_a_better_seed(tmp_path):
+    _many(tmp_path, ["a", "b"])
+    drawn = [seeded_split(name, 0, 0.2, 0) for name in "ab"]
+    assert drawn == ["train", "train"]
+    with pytest.raises(KirieError, match=r"Of 2 pictures seed 0 draws none for val\. Set data\.seed: \d+") as caught:
+        FolderDataset(tmp_path, "val")
+    seed = int(str(caught.value).split("data.seed: ")[1].split(",")[0])
+    for split in ("train", "val"):
+        assert len(FolderDataset(tmp_path, split, settings=FolderSettings(seed=seed))) == 1
+    (tmp_path / "images" / "b.jpg").unlink()
+    with pytest.raises(KirieError, match=r"Of 1 picture seed 0 draws none for val\. Add pictures"):
+        FolderDataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize("how", ["folder", "list"])
+def test_an_empty_split_is_named(tmp_path, how):
+    (_layout_a if how == "folder" else _layout_c)(tmp_path)
+    if how == "folder":
+        (tmp_path / "images" / "test").mkdir()
+    else:
+        (tmp_path / "test.txt").write_text("# nothing yet\n")
+    with pytest.raises(KirieError, match=r"test holds no pictures|test\.txt names no picture"):
+        FolderDataset(tmp_path, "test")
+    assert len(FolderDataset(tmp_path, "train")) == 3
+
+
+def test_a_format_can_be_named(tmp_path):
+    _layout_a(tmp_path)
+    assert type(open_dataset(tmp_path, settings=FolderSettings(format="folders"))) is FolderDataset
+    with pytest.raises(KirieError, match=r"data\.format is 'tiff'; expected one of voc, cityscapes, ade20k, folders"):
+        open_dataset(tmp_path, settings=FolderSettings(format="tiff"))
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{"kind": "rle"}, {"val_fraction": 0.8, "test_fraction": 0.4}, {"val_fraction": -0.1}, {"short_side": 0}],
+    [
+        {"kind": "rle"},
+        {"ignore": (-1,)},
+        {"ignore": (70000,)},
+        {"val_fraction": 0.8, "test_fraction": 0.4},
+        {"val_fraction": -0.1},
+        {"short_side": 0},
+    ],
 )
 def test_settings_are_checked(settings):
     with pytest.raises(KirieError, match=r"data\.|fraction"):

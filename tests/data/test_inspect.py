@@ -66,11 +66,11 @@ def test_sound_data(sound):
 
 def test_objects_are_counted(tmp_path):
     for name, count in (("a", 1), ("b", 3)):
-        picture(tmp_path / "images" / f"{name}.png")
+        picture(tmp_path / "images" / "train" / f"{name}.png")
         ids = np.zeros(SIZE, np.uint16)
         for i in range(count):
             ids[:5, 6 * i : 6 * i + 4] = i + 1
-        mask(tmp_path / "ids" / f"{name}.png", ids)
+        mask(tmp_path / "ids" / "train" / f"{name}.png", ids)
     found = inspect_dataset(tmp_path)
     assert found.ok and found.format == "ids" and found.classes[0].instances == 4
     assert found.classes[0].share == 80 / 400
@@ -115,9 +115,9 @@ def test_broken_files(sound, place):
 
 
 def test_jpeg_masks(tmp_path):
-    picture(tmp_path / "images" / "a.png", (32, 32))
+    picture(tmp_path / "images" / "train" / "a.png", (32, 32))
     disc = cv2.circle(np.zeros((32, 32), np.uint8), (16, 16), 9, 255, -1)
-    mask(tmp_path / "masks" / "a.jpg", disc)
+    mask(tmp_path / "masks" / "train" / "a.jpg", disc)
     found = inspect_dataset(tmp_path, settings=FolderSettings(kind="binary"))
     kinds = [fault.kind for fault in found.faults if fault.severity == "fault"]
     assert kinds == ["label file is JPEG", "unknown ids"]
@@ -178,7 +178,14 @@ def test_255_as_void_and_as_class(sound):
     for name in "abc":
         mask(sound / "masks" / "train" / f"{name}.png", (index_mask() > 0).astype(np.uint8) * 255)
     (sound / "classes.json").unlink()
-    assert "Id 255 is the class 'foreground'" in only(inspect_dataset(sound), "id 255").what
+    assert inspect_dataset(sound).faults == ()  # 255 is the foreground; to ignore it would leave nothing
+    for ignore in ({"ignore_index": 255}, {}):
+        (sound / "classes.json").write_text(json.dumps({"classes": ["sky", "car"], **ignore}))
+        kinds = [fault.kind for fault in inspect_dataset(sound).faults if fault.severity == "fault"]
+        assert kinds == (["nothing but one class and void"] if ignore else [])
+    (sound / "classes.json").write_text(json.dumps({"classes": ["a", "b", "c"], "ids": [0, 7, 255]}))
+    fault = next(fault for fault in inspect_dataset(sound).faults if fault.kind == "id 255")
+    assert "Id 255 is the class 'c'" in fault.what and "ignore_index" in fault.mend
 
 
 def test_class_that_never_occurs(sound):
@@ -200,13 +207,40 @@ def test_empty_masks(sound):
 
 
 def test_empty_object_files_and_tiny_objects(tmp_path):
-    picture(tmp_path / "a" / "images" / "a.png")
+    folder = tmp_path / "train" / "a"
+    picture(folder / "images" / "a.png")
     dot = np.zeros(SIZE, np.uint8)
-    mask(tmp_path / "a" / "masks" / "1.png", dot)
+    mask(folder / "masks" / "1.png", dot)
     dot[3, 3] = 255
-    mask(tmp_path / "a" / "masks" / "2.png", dot)
-    kinds = [fault.kind for fault in inspect_dataset(tmp_path).faults]
-    assert kinds == ["object without pixels", "tiny objects"]
+    mask(folder / "masks" / "2.png", dot)
+    faults = inspect_dataset(tmp_path).faults
+    assert [fault.kind for fault in faults] == ["object without pixels", "tiny objects"]
+    assert "has 1 file without" in faults[0].what and "has 1 object of fewer" in faults[1].what
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_split_that_the_seed_leaves_empty_is_a_fault(tmp_path, count):
+    for name in "ab"[:count]:
+        picture(tmp_path / "images" / f"{name}.png")
+        mask(tmp_path / "masks" / f"{name}.png", index_mask())
+    found = inspect_dataset(tmp_path)
+    assert not found.ok and "draws none for val" in only(found, "split without pictures").what
+    assert ("data.seed: " in found.faults[0].mend) is (count == 2)
+    assert found.lines()[0].endswith(f"{count} picture{'s' * (count > 1)} (train {count})")
+
+
+@pytest.mark.parametrize("how", ["folder", "list"])
+def test_an_empty_split_is_a_fault(sound, how):
+    if how == "folder":
+        (sound / "images" / "val").mkdir()
+    else:
+        for kind in ("images", "masks"):
+            for path in (sound / kind / "train").iterdir():
+                path.rename(sound / kind / path.name)
+            (sound / kind / "train").rmdir()
+        (sound / "train.txt").write_text("a\nb\nc\n")
+        (sound / "val.txt").touch()
+    assert "val" in only(inspect_dataset(sound), "split without pictures").what
 
 
 def test_colour_surprises(sound):

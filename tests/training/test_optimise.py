@@ -3,7 +3,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from kirie.training.optimise import moving_average, optimiser, schedule
+from kirie.models.unet import UNet
+from kirie.training.optimise import moving_average, optimiser, schedule, set_rate
 
 
 def network():
@@ -138,3 +139,106 @@ def test_the_moving_average_takes_batch_norms_statistics_along():
     torch.testing.assert_close(average.module[1].running_mean, model[1].running_mean, rtol=0.1, atol=0.02)
     assert average.module[1].num_batches_tracked == 20
     assert average.module[1].running_mean is not model[1].running_mean
+
+
+# ---- layer-wise learning rates
+
+
+class Levelled(nn.Module):
+    """Three levels, of which the last has besides its own module a parameter that is in none."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(2, 2), nn.Linear(2, 3), nn.Linear(3, 1, bias=False)
+        self.loose = nn.Parameter(torch.ones(3))
+
+    def levels(self):
+        return [[self.first], [self.second], [self.head]]
+
+    def forward(self, x):
+        return self.head(self.second(self.first(x)) * self.loose)
+
+
+def levelled(decay, **options):
+    model = Levelled()
+    options = {"learning_rate": 0.4, "weight_decay": 0.1, "momentum": 0.0, **options}
+    return model, optimiser(model, "sgd", layer_decay=decay, levels=model.levels(), **options)
+
+
+def test_each_level_learns_at_its_share_of_the_level_above():
+    model, rule = levelled(0.5)
+    rates = {id(p): group["lr"] for group in rule.param_groups for p in group["params"]}
+    expected = {"first": 0.1, "second": 0.2, "head": 0.4, "loose": 0.4}
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == pytest.approx(expected[name.split(".")[0]], rel=1e-12), name
+    assert len(rates) == len(list(model.parameters()))
+    decayed = {id(p) for group in rule.param_groups if group["weight_decay"] == 0.1 for p in group["params"]}
+    assert decayed == {id(m.weight) for m in (model.first, model.second, model.head)}
+
+
+def test_the_schedule_scales_all_levels():
+    model, rule = levelled(0.5)
+    factor = schedule("constant", steps=10, warmup=0.3)  # 1/4, 2/4, 3/4, 1
+    for step, share in enumerate((0.25, 0.5, 0.75, 1.0)):
+        set_rate(rule, 0.4 * factor(step))
+        rates = sorted({round(group["lr"], 12) for group in rule.param_groups})
+        assert rates == pytest.approx([0.1 * share, 0.2 * share, 0.4 * share])
+    before = [p.detach().clone() for p in model.parameters()]
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    set_rate(rule, 0.08)
+    for group in rule.param_groups:
+        group["weight_decay"] = 0.0
+    rule.step()
+    moved = {n: (b - p.detach()).mean().item() for (n, p), b in zip(model.named_parameters(), before, strict=True)}
+    expected = {"first": 0.02, "second": 0.04, "head": 0.08, "loose": 0.08}
+    assert moved == pytest.approx({name: expected[name.split(".")[0]] for name in moved}, rel=1e-4)
+
+
+def test_without_decay_the_groups_are_those_of_one_level():
+    model, rule = levelled(1.0)
+    plain = optimiser(model, "sgd", learning_rate=0.4, weight_decay=0.1, momentum=0.0)
+    assert [[id(p) for p in g["params"]] for g in rule.param_groups] == [
+        [id(p) for p in g["params"]] for g in plain.param_groups
+    ]
+    assert [g["lr"] for g in rule.param_groups] == [0.4, 0.4]
+
+
+def test_a_frozen_level_still_counts():
+    model = Levelled()
+    model.second.requires_grad_(False)
+    options = {"learning_rate": 1.0, "weight_decay": 0.0, "momentum": 0.0}
+    rule = optimiser(model, "adamw", layer_decay=0.1, levels=model.levels(), **options)
+    rates = {id(p): group["lr"] for group in rule.param_groups for p in group["params"]}
+    assert id(model.second.weight) not in rates
+    assert rates[id(model.first.weight)] == pytest.approx(0.01)
+
+
+def test_a_parameter_of_several_levels_counts_to_the_last():
+    model = Levelled()
+    levels = [[model], [model.second], []]
+    rule = optimiser(model, "sgd", learning_rate=1.0, weight_decay=0.0, momentum=0.0, layer_decay=0.5, levels=levels)
+    rates = {id(p): group["lr"] for group in rule.param_groups for p in group["params"]}
+    assert rates[id(model.first.weight)] == 0.25
+    assert rates[id(model.second.weight)] == 0.5
+
+
+def test_groups_of_former_runs_have_the_whole_rate():
+    rule = torch.optim.SGD(network().parameters(), lr=1.0)
+    set_rate(rule, 0.3)
+    assert rule.param_groups[0]["lr"] == 0.3
+
+
+def test_the_levels_of_models():
+    plain = UNet(3, 2, width=4, depth=1)
+    assert [list(level) for level in plain.levels()] == [[plain]]
+    model = UNet(3, 2, width=4, depth=3, encoder="resnet18")
+    rule = optimiser(
+        model, "sgd", learning_rate=1.0, weight_decay=0.0, momentum=0.0, layer_decay=0.5, levels=model.levels()
+    )
+    rates = {id(p): group["lr"] for group in rule.param_groups for p in group["params"]}
+    body = dict(model.encoder.body.named_parameters())
+    assert rates[id(body["conv1.weight"])] == 0.125
+    assert rates[id(body["layer1.0.conv1.weight"])] == 0.25
+    assert rates[id(body["layer2.1.bn2.bias"])] == 0.5
+    assert rates[id(model.head.weight)] == rates[id(model.up[0].conv[0].weight)] == 1.0

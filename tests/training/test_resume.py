@@ -79,6 +79,8 @@ def dying_run(way, number, recipe, folder):
 
 THEIRS = ("model={name: their_code:TinyNet, arguments: {width: 8}}", "augment.own=their_code:shaken")
 
+SEGFORMER = ("model={name: segformer, arguments: {widths: [4, 8, 10, 8], depths: [1, 1, 2, 1], decoder_width: 8}}",)
+
 
 # Six batches of four in an epoch. Each is stopped in mid-epoch twice, in the second and in the third epoch.
 @pytest.mark.parametrize(
@@ -89,8 +91,9 @@ THEIRS = ("model={name: their_code:TinyNet, arguments: {width: 8}}", "augment.ow
         (THEIRS, {"workers": 0, "accumulate": 4, "ema": 0.9, "precision": "bf16", "loss": "dice"}, (9, 15)),
         ((), {"channels_last": False, "optimiser": "sgd", "validate_every": 2, "precision": "fp32"}, (8, 16)),
         ((), {"precision": "bf16", "class_weights": "balanced"}, (8, 17)),
+        (SEGFORMER, {"layer_decay": 0.8, "workers": 0}, (8, 14)),  # also draws at random which blocks to leave out
     ],
-    ids=["plain", "own-code-worker", "own-code-bf16", "contiguous-sgd", "bf16"],
+    ids=["plain", "own-code-worker", "own-code-bf16", "contiguous-sgd", "bf16", "layer-wise-rates"],
 )
 def test_a_stopped_and_resumed_run_is_the_one_left_alone(
     changes, train, stops, recipe_for, own_code, tmp_path, monkeypatch

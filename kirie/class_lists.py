@@ -1,0 +1,442 @@
+"""The classes of the public data sets: official names in the order of the releases, colours, things and file ids.
+
+Sources: the PASCAL VOC 2012 development kit; the COCO 2017 annotation files, with the colours of panopticapi;
+cityscapesScripts; the scene parsing benchmark of ADE20K, with the colours and the first names that segmentation models
+are published with and the hundred things of its panoptic challenge; CamVid with the eleven classes and the order of
+the SegNet release and the colours of CamVid itself.
+"""
+
+from __future__ import annotations
+
+from kirie.classes import BACKGROUND, Classes
+
+THING, STUFF = True, False
+
+_VOC = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+
+# Category id, name, colour.
+_COCO_THINGS = (
+    (1, "person", (220, 20, 60)),
+    (2, "bicycle", (119, 11, 32)),
+    (3, "car", (0, 0, 142)),
+    (4, "motorcycle", (0, 0, 230)),
+    (5, "airplane", (106, 0, 228)),
+    (6, "bus", (0, 60, 100)),
+    (7, "train", (0, 80, 100)),
+    (8, "truck", (0, 0, 70)),
+    (9, "boat", (0, 0, 192)),
+    (10, "traffic light", (250, 170, 30)),
+    (11, "fire hydrant", (100, 170, 30)),
+    (13, "stop sign", (220, 220, 0)),
+    (14, "parking meter", (175, 116, 175)),
+    (15, "bench", (250, 0, 30)),
+    (16, "bird", (165, 42, 42)),
+    (17, "cat", (255, 77, 255)),
+    (18, "dog", (0, 226, 252)),
+    (19, "horse", (182, 182, 255)),
+    (20, "sheep", (0, 82, 0)),
+    (21, "cow", (120, 166, 157)),
+    (22, "elephant", (110, 76, 0)),
+    (23, "bear", (174, 57, 255)),
+    (24, "zebra", (199, 100, 0)),
+    (25, "giraffe", (72, 0, 118)),
+    (27, "backpack", (255, 179, 240)),
+    (28, "umbrella", (0, 125, 92)),
+    (31, "handbag", (209, 0, 151)),
+    (32, "tie", (188, 208, 182)),
+    (33, "suitcase", (0, 220, 176)),
+    (34, "frisbee", (255, 99, 164)),
+    (35, "skis", (92, 0, 73)),
+    (36, "snowboard", (133, 129, 255)),
+    (37, "sports ball", (78, 180, 255)),
+    (38, "kite", (0, 228, 0)),
+    (39, "baseball bat", (174, 255, 243)),
+    (40, "baseball glove", (45, 89, 255)),
+    (41, "skateboard", (134, 134, 103)),
+    (42, "surfboard", (145, 148, 174)),
+    (43, "tennis racket", (255, 208, 186)),
+    (44, "bottle", (197, 226, 255)),
+    (46, "wine glass", (171, 134, 1)),
+    (47, "cup", (109, 63, 54)),
+    (48, "fork", (207, 138, 255)),
+    (49, "knife", (151, 0, 95)),
+    (50, "spoon", (9, 80, 61)),
+    (51, "bowl", (84, 105, 51)),
+    (52, "banana", (74, 65, 105)),
+    (53, "apple", (166, 196, 102)),
+    (54, "sandwich", (208, 195, 210)),
+    (55, "orange", (255, 109, 65)),
+    (56, "broccoli", (0, 143, 149)),
+    (57, "carrot", (179, 0, 194)),
+    (58, "hot dog", (209, 99, 106)),
+    (59, "pizza", (5, 121, 0)),
+    (60, "donut", (227, 255, 205)),
+    (61, "cake", (147, 186, 208)),
+    (62, "chair", (153, 69, 1)),
+    (63, "couch", (3, 95, 161)),
+    (64, "potted plant", (163, 255, 0)),
+    (65, "bed", (119, 0, 170)),
+    (67, "dining table", (0, 182, 199)),
+    (70, "toilet", (0, 165, 120)),
+    (72, "tv", (183, 130, 88)),
+    (73, "laptop", (95, 32, 0)),
+    (74, "mouse", (130, 114, 135)),
+    (75, "remote", (110, 129, 133)),
+    (76, "keyboard", (166, 74, 118)),
+    (77, "cell phone", (219, 142, 185)),
+    (78, "microwave", (79, 210, 114)),
+    (79, "oven", (178, 90, 62)),
+    (80, "toaster", (65, 70, 15)),
+    (81, "sink", (127, 167, 115)),
+    (82, "refrigerator", (59, 105, 106)),
+    (84, "book", (142, 108, 45)),
+    (85, "clock", (196, 172, 0)),
+    (86, "vase", (95, 54, 80)),
+    (87, "scissors", (128, 76, 255)),
+    (88, "teddy bear", (201, 57, 1)),
+    (89, "hair drier", (246, 0, 122)),
+    (90, "toothbrush", (191, 162, 208)),
+)
+
+_COCO_STUFF = (
+    (92, "banner", (255, 255, 128)),
+    (93, "blanket", (147, 211, 203)),
+    (95, "bridge", (150, 100, 100)),
+    (100, "cardboard", (168, 171, 172)),
+    (107, "counter", (146, 112, 198)),
+    (109, "curtain", (210, 170, 100)),
+    (112, "door-stuff", (92, 136, 89)),
+    (118, "floor-wood", (218, 88, 184)),
+    (119, "flower", (241, 129, 0)),
+    (122, "fruit", (217, 17, 255)),
+    (125, "gravel", (124, 74, 181)),
+    (128, "house", (70, 70, 70)),
+    (130, "light", (255, 228, 255)),
+    (133, "mirror-stuff", (154, 208, 0)),
+    (138, "net", (193, 0, 92)),
+    (141, "pillow", (76, 91, 113)),
+    (144, "platform", (255, 180, 195)),
+    (145, "playingfield", (106, 154, 176)),
+    (147, "railroad", (230, 150, 140)),
+    (148, "river", (60, 143, 255)),
+    (149, "road", (128, 64, 128)),
+    (151, "roof", (92, 82, 55)),
+    (154, "sand", (254, 212, 124)),
+    (155, "sea", (73, 77, 174)),
+    (156, "shelf", (255, 160, 98)),
+    (159, "snow", (255, 255, 255)),
+    (161, "stairs", (104, 84, 109)),
+    (166, "tent", (169, 164, 131)),
+    (168, "towel", (225, 199, 255)),
+    (171, "wall-brick", (137, 54, 74)),
+    (175, "wall-stone", (135, 158, 223)),
+    (176, "wall-tile", (7, 246, 231)),
+    (177, "wall-wood", (107, 255, 200)),
+    (178, "water-other", (58, 41, 149)),
+    (180, "window-blind", (183, 121, 142)),
+    (181, "window-other", (255, 73, 97)),
+    (184, "tree-merged", (107, 142, 35)),
+    (185, "fence-merged", (190, 153, 153)),
+    (186, "ceiling-merged", (146, 139, 141)),
+    (187, "sky-other-merged", (70, 130, 180)),
+    (188, "cabinet-merged", (134, 199, 156)),
+    (189, "table-merged", (209, 226, 140)),
+    (190, "floor-other-merged", (96, 36, 108)),
+    (191, "pavement-merged", (96, 96, 96)),
+    (192, "mountain-merged", (64, 170, 64)),
+    (193, "grass-merged", (152, 251, 152)),
+    (194, "dirt-merged", (208, 229, 228)),
+    (195, "paper-merged", (206, 186, 171)),
+    (196, "food-other-merged", (152, 161, 64)),
+    (197, "building-other-merged", (116, 112, 0)),
+    (198, "rock-merged", (0, 114, 143)),
+    (199, "wall-other-merged", (102, 102, 156)),
+    (200, "rug-merged", (250, 141, 255)),
+)
+
+# Id in *_labelIds.png, name, colour, whether it has instances.
+_CITYSCAPES = (
+    (7, "road", (128, 64, 128), STUFF),
+    (8, "sidewalk", (244, 35, 232), STUFF),
+    (11, "building", (70, 70, 70), STUFF),
+    (12, "wall", (102, 102, 156), STUFF),
+    (13, "fence", (190, 153, 153), STUFF),
+    (17, "pole", (153, 153, 153), STUFF),
+    (19, "traffic light", (250, 170, 30), STUFF),
+    (20, "traffic sign", (220, 220, 0), STUFF),
+    (21, "vegetation", (107, 142, 35), STUFF),
+    (22, "terrain", (152, 251, 152), STUFF),
+    (23, "sky", (70, 130, 180), STUFF),
+    (24, "person", (220, 20, 60), THING),
+    (25, "rider", (255, 0, 0), THING),
+    (26, "car", (0, 0, 142), THING),
+    (27, "truck", (0, 0, 70), THING),
+    (28, "bus", (0, 60, 100), THING),
+    (31, "train", (0, 80, 100), THING),
+    (32, "motorcycle", (0, 0, 230), THING),
+    (33, "bicycle", (119, 11, 32), THING),
+)
+
+# Number 1 to 150 in the label files is the place in this list.
+_ADE20K = (
+    ("wall", (120, 120, 120), STUFF),
+    ("building", (180, 120, 120), STUFF),
+    ("sky", (6, 230, 230), STUFF),
+    ("floor", (80, 50, 50), STUFF),
+    ("tree", (4, 200, 3), STUFF),
+    ("ceiling", (120, 120, 80), STUFF),
+    ("road", (140, 140, 140), STUFF),
+    ("bed", (204, 5, 255), THING),
+    ("windowpane", (230, 230, 230), THING),
+    ("grass", (4, 250, 7), STUFF),
+    ("cabinet", (224, 5, 255), THING),
+    ("sidewalk", (235, 255, 7), STUFF),
+    ("person", (150, 5, 61), THING),
+    ("earth", (120, 120, 70), STUFF),
+    ("door", (8, 255, 51), THING),
+    ("table", (255, 6, 82), THING),
+    ("mountain", (143, 255, 140), STUFF),
+    ("plant", (204, 255, 4), STUFF),
+    ("curtain", (255, 51, 7), THING),
+    ("chair", (204, 70, 3), THING),
+    ("car", (0, 102, 200), THING),
+    ("water", (61, 230, 250), STUFF),
+    ("painting", (255, 6, 51), THING),
+    ("sofa", (11, 102, 255), THING),
+    ("shelf", (255, 7, 71), THING),
+    ("house", (255, 9, 224), STUFF),
+    ("sea", (9, 7, 230), STUFF),
+    ("mirror", (220, 220, 220), THING),
+    ("rug", (255, 9, 92), STUFF),
+    ("field", (112, 9, 255), STUFF),
+    ("armchair", (8, 255, 214), THING),
+    ("seat", (7, 255, 224), THING),
+    ("fence", (255, 184, 6), THING),
+    ("desk", (10, 255, 71), THING),
+    ("rock", (255, 41, 10), STUFF),
+    ("wardrobe", (7, 255, 255), THING),
+    ("lamp", (224, 255, 8), THING),
+    ("bathtub", (102, 8, 255), THING),
+    ("railing", (255, 61, 6), THING),
+    ("cushion", (255, 194, 7), THING),
+    ("base", (255, 122, 8), STUFF),
+    ("box", (0, 255, 20), THING),
+    ("column", (255, 8, 41), THING),
+    ("signboard", (255, 5, 153), THING),
+    ("chest of drawers", (6, 51, 255), THING),
+    ("counter", (235, 12, 255), THING),
+    ("sand", (160, 150, 20), STUFF),
+    ("sink", (0, 163, 255), THING),
+    ("skyscraper", (140, 140, 140), STUFF),
+    ("fireplace", (250, 10, 15), THING),
+    ("refrigerator", (20, 255, 0), THING),
+    ("grandstand", (31, 255, 0), STUFF),
+    ("path", (255, 31, 0), STUFF),
+    ("stairs", (255, 224, 0), THING),
+    ("runway", (153, 255, 0), STUFF),
+    ("case", (0, 0, 255), THING),
+    ("pool table", (255, 71, 0), THING),
+    ("pillow", (0, 235, 255), THING),
+    ("screen door", (0, 173, 255), THING),
+    ("stairway", (31, 0, 255), STUFF),
+    ("river", (11, 200, 200), STUFF),
+    ("bridge", (255, 82, 0), STUFF),
+    ("bookcase", (0, 255, 245), THING),
+    ("blind", (0, 61, 255), STUFF),
+    ("coffee table", (0, 255, 112), THING),
+    ("toilet", (0, 255, 133), THING),
+    ("flower", (255, 0, 0), THING),
+    ("book", (255, 163, 0), THING),
+    ("hill", (255, 102, 0), STUFF),
+    ("bench", (194, 255, 0), THING),
+    ("countertop", (0, 143, 255), THING),
+    ("stove", (51, 255, 0), THING),
+    ("palm", (0, 82, 255), THING),
+    ("kitchen island", (0, 255, 41), THING),
+    ("computer", (0, 255, 173), THING),
+    ("swivel chair", (10, 0, 255), THING),
+    ("boat", (173, 255, 0), THING),
+    ("bar", (0, 255, 153), STUFF),
+    ("arcade machine", (255, 92, 0), THING),
+    ("hovel", (255, 0, 255), STUFF),
+    ("bus", (255, 0, 245), THING),
+    ("towel", (255, 0, 102), THING),
+    ("light", (255, 173, 0), THING),
+    ("truck", (255, 0, 20), THING),
+    ("tower", (255, 184, 184), STUFF),
+    ("chandelier", (0, 31, 255), THING),
+    ("awning", (0, 255, 61), THING),
+    ("streetlight", (0, 71, 255), THING),
+    ("booth", (255, 0, 204), THING),
+    ("television receiver", (0, 255, 194), THING),
+    ("airplane", (0, 255, 82), THING),
+    ("dirt track", (0, 10, 255), STUFF),
+    ("apparel", (0, 112, 255), THING),
+    ("pole", (51, 0, 255), THING),
+    ("land", (0, 194, 255), STUFF),
+    ("bannister", (0, 122, 255), THING),
+    ("escalator", (0, 255, 163), STUFF),
+    ("ottoman", (255, 153, 0), THING),
+    ("bottle", (0, 255, 10), THING),
+    ("buffet", (255, 112, 0), STUFF),
+    ("poster", (143, 255, 0), STUFF),
+    ("stage", (82, 0, 255), STUFF),
+    ("van", (163, 255, 0), THING),
+    ("ship", (255, 235, 0), THING),
+    ("fountain", (8, 184, 170), THING),
+    ("conveyer belt", (133, 0, 255), STUFF),
+    ("canopy", (0, 255, 92), STUFF),
+    ("washer", (184, 0, 255), THING),
+    ("plaything", (255, 0, 31), THING),
+    ("swimming pool", (0, 184, 255), STUFF),
+    ("stool", (0, 214, 255), THING),
+    ("barrel", (255, 0, 112), THING),
+    ("basket", (92, 255, 0), THING),
+    ("waterfall", (0, 224, 255), STUFF),
+    ("tent", (112, 224, 255), STUFF),
+    ("bag", (70, 184, 160), THING),
+    ("minibike", (163, 0, 255), THING),
+    ("cradle", (153, 0, 255), STUFF),
+    ("oven", (71, 255, 0), THING),
+    ("ball", (255, 0, 163), THING),
+    ("food", (255, 204, 0), THING),
+    ("step", (255, 0, 143), THING),
+    ("tank", (0, 255, 235), STUFF),
+    ("trade name", (133, 255, 0), THING),
+    ("microwave", (255, 0, 235), THING),
+    ("pot", (245, 0, 255), THING),
+    ("animal", (255, 0, 122), THING),
+    ("bicycle", (255, 245, 0), THING),
+    ("lake", (10, 190, 212), STUFF),
+    ("dishwasher", (214, 255, 0), THING),
+    ("screen", (0, 204, 255), THING),
+    ("blanket", (20, 0, 255), STUFF),
+    ("sculpture", (255, 255, 0), THING),
+    ("hood", (0, 153, 255), THING),
+    ("sconce", (0, 41, 255), THING),
+    ("vase", (0, 255, 204), THING),
+    ("traffic light", (41, 0, 255), THING),
+    ("tray", (41, 255, 0), THING),
+    ("ashcan", (173, 0, 255), THING),
+    ("fan", (0, 245, 255), THING),
+    ("pier", (71, 0, 255), STUFF),
+    ("crt screen", (122, 0, 255), STUFF),
+    ("plate", (0, 255, 184), THING),
+    ("monitor", (0, 92, 255), THING),
+    ("bulletin board", (184, 255, 0), THING),
+    ("shower", (0, 133, 255), STUFF),
+    ("radiator", (255, 214, 0), THING),
+    ("glass", (25, 194, 194), THING),
+    ("clock", (102, 255, 0), THING),
+    ("flag", (92, 0, 255), THING),
+)
+
+_CAMVID = (
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (0, 0, 192)),
+    ("tree", (128, 128, 0)),
+    ("sign", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
+)
+
+
+def _voc_colors(count: int) -> tuple[tuple[int, int, int], ...]:
+    """The VOC colour map: bit 0, 1, 2 of an index, then bit 3, 4, 5 ..., are the high bits of red, green and blue."""
+    colors = []
+    for index in range(count):
+        red, green, blue = (
+            sum((index >> (3 * step + channel) & 1) << (7 - step) for step in range(3)) for channel in range(3)
+        )
+        colors.append((red, green, blue))
+    return tuple(colors)
+
+
+VOC_VOID_COLOR = (224, 224, 192)
+"""The colour of void, index 255, in colour-coded copies of the VOC masks."""
+
+VOC = Classes((BACKGROUND, *_VOC), _voc_colors(21), (False, *[True] * 20))
+"""PASCAL VOC: background and 20 things; void is 255."""
+
+COCO = Classes(
+    tuple(name for _, name, _ in _COCO_THINGS),
+    tuple(color for *_, color in _COCO_THINGS),
+    (True,) * len(_COCO_THINGS),
+    tuple(number for number, *_ in _COCO_THINGS),
+)
+"""COCO: 80 things; the file ids are the category ids 1 to 90, with gaps."""
+
+
+def _coco_91() -> Classes:
+    known = dict(zip(COCO.ids, zip(COCO.names, COCO.colors, strict=True), strict=True))
+    rows = [known.get(number, (f"N/A {number}", (0, 0, 0))) for number in range(1, 91)]
+    return Classes(
+        (BACKGROUND, *(name for name, _ in rows)),
+        ((0, 0, 0), *(color for _, color in rows)),
+        (False, *(number in known for number in range(1, 91))),
+    )
+
+
+COCO_91 = _coco_91()
+"""COCO as models with 91 outputs number it: 0 is background, a class has its category id, ten are `N/A` and unused."""
+
+COCO_PANOPTIC = Classes(
+    tuple(name for _, name, _ in (*_COCO_THINGS, *_COCO_STUFF)),
+    tuple(color for *_, color in (*_COCO_THINGS, *_COCO_STUFF)),
+    (True,) * len(_COCO_THINGS) + (False,) * len(_COCO_STUFF),
+    tuple(number for number, *_ in (*_COCO_THINGS, *_COCO_STUFF)),
+    (0,),
+)
+"""COCO panoptic: 80 things, then 53 stuff classes; the file ids are the category ids 1 to 200, with gaps."""
+
+COCO_STUFF = Classes(
+    ("things", *(name for _, name, _ in _COCO_STUFF)), ((82, 18, 128), *(color for *_, color in _COCO_STUFF))
+)
+"""What Detectron2's Semantic FPN of COCO panoptic tells apart: all things as one class, then the 53 stuff classes."""
+
+CITYSCAPES = Classes(
+    tuple(name for _, name, *_ in _CITYSCAPES),
+    tuple(color for *_, color, _ in _CITYSCAPES),
+    tuple(thing for *_, thing in _CITYSCAPES),
+    tuple(number for number, *_ in _CITYSCAPES),
+    tuple(number for number in range(34) if number not in {row[0] for row in _CITYSCAPES}),
+)
+"""Cityscapes: the 19 classes of the evaluation; file ids are those of `*_labelIds.png`, where all others are void."""
+
+ADE20K = Classes(
+    tuple(name for name, *_ in _ADE20K),
+    tuple(color for _, color, _ in _ADE20K),
+    tuple(thing for *_, thing in _ADE20K),
+    tuple(range(1, len(_ADE20K) + 1)),
+    (0,),
+)
+"""ADE20K scene parsing: 150 classes, 1 to 150 in label files; 0 is void."""
+
+CAMVID = Classes(tuple(name for name, _ in _CAMVID), tuple(color for _, color in _CAMVID), void_ids=(11,))
+"""CamVid: eleven classes; void is 11."""

@@ -1,0 +1,171 @@
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kirie.class_lists import CITYSCAPES
+from kirie.data import open_dataset
+from kirie.data.cityscapes import CityscapesDataset
+from kirie.data.folders import FolderSettings
+from kirie.data.inspect import inspect_dataset
+from kirie.errors import KirieError
+
+SIZE = (12, 20)
+TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
+             27: 14, 28: 15, 31: 16, 32: 17, 33: 18}  # fmt: skip
+
+
+def ids(seed=0):
+    """A (12, 20) map of all the 34 ids of a *_labelIds.png."""
+    return np.random.default_rng(seed).permutation(np.resize(np.arange(34, dtype=np.uint8), 240)).reshape(SIZE)
+
+
+def train_ids(pixels):
+    table = np.full(256, 255, np.uint8)
+    for file_id, train_id in TRAIN_IDS.items():
+        table[file_id] = train_id
+    return table[pixels]
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def add(root, split, city, index, pixels, ending="gtFine_labelIds"):
+    stem = f"{split}/{city}/{city}_{index:06}_000019"
+    save(root / "leftImg8bit" / f"{stem}_leftImg8bit.png", np.full((*SIZE, 3), index, np.uint8))
+    save(root / ending.partition("_")[0] / f"{stem}_{ending}.png", pixels)
+    return root / ending.partition("_")[0] / f"{stem}_{ending}.png"
+
+
+@pytest.fixture
+def cityscapes(tmp_path):
+    """Two cities to train, one to measure, one to test with dummies for labels, and the label files nobody reads."""
+    add(tmp_path, "train", "aachen", 0, ids(0))
+    add(tmp_path, "train", "aachen", 1, ids(1))
+    add(tmp_path, "train", "zurich", 2, ids(2))
+    add(tmp_path, "val", "munster", 3, ids(3))
+    add(tmp_path, "test", "berlin", 4, np.resize(np.array([0, 1, 3], np.uint8), SIZE))
+    for path in list((tmp_path / "gtFine").rglob("*_labelIds.png")):
+        save(path.with_name(path.name.replace("labelIds", "instanceIds")), np.zeros(SIZE, np.uint16))
+        save(path.with_name(path.name.replace("labelIds", "color")), np.zeros((*SIZE, 4), np.uint8))
+        path.with_name(path.name.replace("labelIds.png", "polygons.json")).write_text("{}")
+    return tmp_path
+
+
+def test_label_ids_become_train_ids(cityscapes):
+    train, val = open_dataset(cityscapes, "train"), open_dataset(cityscapes, "val")
+    assert type(train) is CityscapesDataset and (len(train), len(val)) == (3, 1)
+    assert train.splits == ("train", "val") and train.classes == CITYSCAPES
+    for index in range(3):
+        assert np.array_equal(train[index].truth.labels, train_ids(ids(index)))
+        assert (train[index].image == index).all() and (cityscapes / train.name(index)).is_file()
+    assert np.array_equal(val[0].truth.labels, train_ids(ids(3)))
+    found = inspect_dataset(cityscapes)
+    assert found.ok and found.published == "Cityscapes" and found.splits == {"train": 3, "val": 1}
+    assert [fault.kind for fault in found.faults] == ["split without truth"]
+    assert found.void_share == np.mean([train_ids(ids(i)) == 255 for i in range(4)])
+
+
+def test_the_dummies_of_the_test_split_are_no_truth(cityscapes):
+    with pytest.raises(KirieError, match=r"no pictures in split test.*dummies"):
+        open_dataset(cityscapes, "test")
+    own = add(cityscapes, "test", "berlin", 4, ids(4))  # a set of one's own may have a true one
+    assert len(open_dataset(cityscapes, "test")) == 1
+    own.unlink()
+    with pytest.raises(KirieError, match="None of 1 test picture has a label file"):
+        open_dataset(cityscapes, "test")
+
+
+def test_train_ids_where_only_these_are_there(cityscapes):
+    for path in list((cityscapes / "gtFine").rglob("*_labelIds.png")):
+        pixels = train_ids(np.asarray(Image.open(path)))
+        save(path.with_name(path.name.replace("labelIds", "labelTrainIds")), pixels)
+    both = open_dataset(cityscapes, "train")[0].truth.labels
+    for path in (cityscapes / "gtFine").rglob("*_labelIds.png"):
+        path.unlink()
+    data = open_dataset(cityscapes, "train")
+    assert data.classes.ids == tuple(range(19)) and data.classes.names == CITYSCAPES.names
+    assert np.array_equal(data[0].truth.labels, both)
+    assert open_dataset(cityscapes).splits == ("train", "val")
+
+
+def test_colours(cityscapes):
+    table = np.zeros((34, 4), np.uint8)
+    table[list(CITYSCAPES.ids), :3], table[:, 3] = CITYSCAPES.colors, 255
+    table[9, :3] = (250, 170, 160)
+    for index, path in enumerate(sorted((cityscapes / "gtFine" / "train").rglob("*_color.png"))):
+        save(path, table[ids(index)])
+    data = open_dataset(cityscapes, "train", settings=FolderSettings(suffix="_gtFine_color"))
+    assert data.form.kind == "colour"
+    assert np.array_equal(data[1].truth.labels, train_ids(ids(1)))
+
+
+def test_coarse(cityscapes):
+    add(cityscapes, "train", "aachen", 0, ids(7), "gtCoarse_labelIds")
+    add(cityscapes, "train_extra", "bonn", 9, ids(8), "gtCoarse_labelIds")
+    assert len(open_dataset(cityscapes, "train")) == 3  # fine ones go first
+    coarse = open_dataset(cityscapes, "train", settings=FolderSettings(masks="gtCoarse"))
+    assert len(coarse) == 4 and np.array_equal(coarse[0].truth.labels, train_ids(ids(7)))
+    shutil.rmtree(cityscapes / "gtFine")
+    extra = open_dataset(cityscapes, "train")
+    assert np.array_equal(extra[3].truth.labels, train_ids(ids(8)))
+
+
+def test_as_the_archives_unpack(cityscapes):
+    for name in ("leftImg8bit", "gtFine"):
+        (cityscapes / f"{name}_trainvaltest").mkdir()
+        (cityscapes / name).rename(cityscapes / f"{name}_trainvaltest" / name)
+    assert len(open_dataset(cityscapes, "train")) == 3
+
+
+def test_own_classes(cityscapes):
+    (cityscapes / "classes.json").write_text('{"classes": ["way", "car"], "ids": [7, 26], "ignore_index": [0, 255]}')
+    data = open_dataset(cityscapes, "train")
+    assert data.classes.names == ("way", "car")
+    with pytest.raises(KirieError, match="no class"):
+        data[0]
+
+
+def test_what_is_wrong_is_told(cityscapes):
+    first, second, _ = sorted((cityscapes / "gtFine" / "train").rglob("*_labelIds.png"))
+    save(first, np.full(SIZE, 40, np.uint8))
+    second.rename(second.with_name("aachen_000009_000019_gtFine_labelIds.png"))
+    (cityscapes / "leftImg8bit" / "val").rename(cityscapes / "old")
+    (cityscapes / "leftImg8bit" / "val").mkdir()
+    kinds = {fault.kind for fault in inspect_dataset(cityscapes).faults if fault.severity == "fault"}
+    assert kinds == {
+        "unknown ids", "picture without label file", "label file without picture", "split without pictures",
+    }  # fmt: skip
+    with pytest.raises(KirieError, match="val holds no pictures"):
+        open_dataset(cityscapes, "val")
+    with pytest.raises(KirieError, match=r"40 \(240 pixels\)"):
+        open_dataset(cityscapes, "train")[0]
+
+
+def only_others(root):
+    for path in (root / "gtFine").rglob("*_labelIds.png"):
+        path.unlink()
+
+
+def only_test(root):
+    for name in ("train", "val"):
+        shutil.rmtree(root / "leftImg8bit" / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda root: shutil.rmtree(root / "gtFine"), "has no folder gtFine or gtCoarse"),
+        (only_others, r"holds no label files \*_gtFine_labelIds\.png or \*_gtFine_labelTrainIds\.png"),
+        (only_test, "has no labelled pictures: The label files of the test pictures are dummies"),
+        (lambda root: [shutil.rmtree(p) for p in (root / "leftImg8bit").glob("*/*")], "holds no pictures"),
+    ],
+)
+def test_what_cannot_be_understood(cityscapes, change, why):
+    change(cityscapes)
+    with pytest.raises(KirieError, match=why):
+        open_dataset(cityscapes)
+    assert not inspect_dataset(cityscapes).ok

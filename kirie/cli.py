@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import shlex
 import sys
@@ -13,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kirie.cli_weights import import_, load, models
 from kirie.errors import KirieError
+from kirie.terminal import json_text, print_table, shown
 
 if TYPE_CHECKING:
     from kirie.data.layouts import FolderSettings
@@ -30,7 +31,18 @@ app = typer.Typer(
 Data = Annotated[Path, typer.Argument(metavar="DATA", help="The folder of a data set.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors model file or the folder of a run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")]
-Changes = Annotated[list[str] | None, typer.Option("--set", metavar="ENTRY=VALUE", help="Set an entry of the recipe.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.ENTRY=VALUE", help="Set an entry of the recipe: train.epochs=40."),
+]
+FolderChanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="ENTRY=VALUE",
+        help="Say how the data's folders are read, as in the data section of a recipe: suffix=_mask, kind=binary.",
+    ),
+]
 Architecture = Annotated[
     str | None, typer.Option(metavar="PACKAGE.MODULE:CLASS", help="Your own class, for a model saved from one.")
 ]
@@ -113,20 +125,13 @@ def demo(
 def _draw_demo(run: Path, data: Path, place: Path, device: str) -> None:
     """Writes one sheet of test pictures, each with its truth and what the model sees."""
     from kirie.data import open_dataset
-    from kirie.drawing import contact_sheet, draw
     from kirie.files import write_picture
     from kirie.models.file import load
     from kirie.prediction.predictor import Predictor
+    from kirie.prediction.sheet import result_sheet
 
-    predictor = Predictor(load(run), device=device)
     dataset = open_dataset(data, "test")
-    cells: list[tuple[str, list[Any]]] = []
-    for index in range(min(6, len(dataset))):
-        sample = dataset[index]
-        result = predictor([sample.image])[0]
-        cells.append((f"{sample.name}: picture, truth, result",
-                      [sample.image, draw(sample.truth, sample.image), draw(result, sample.image)]))  # fmt: skip
-    write_picture(place, contact_sheet(cells, columns=2, cell=(180, 720)))
+    write_picture(place, result_sheet(Predictor(load(run), device=device), dataset, range(min(6, len(dataset)))))
 
 
 def _demo_training(data: Path, out: Path, epochs: int, device: str) -> Path:
@@ -170,7 +175,7 @@ def inspect(
     ] = None,
     no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    changes: Changes = None,
+    changes: FolderChanges = None,
 ) -> None:
     """Check a data set.
 
@@ -195,7 +200,7 @@ def _show_inspection(
     inspection = inspect_dataset(data, task=task, settings=settings)
     if not inspection.images and inspection.faults:
         raise KirieError(inspection.faults[0].what)
-    print(_json(inspection.to_dict()) if as_json else "\n".join(inspection.lines()))
+    print(json_text(inspection.to_dict()) if as_json else "\n".join(inspection.lines()))
     try:
         samples = [] if sheet is None else sheet_samples(open_dataset(data, task=task, settings=settings))
     except KirieError:
@@ -224,6 +229,8 @@ def train(
     """
     if not data.exists():
         raise KirieError(f"There is neither a recipe nor a data folder {data}.")
+    if data.is_file() and data.suffix.lower() not in (".yaml", ".yml"):
+        raise KirieError(f"{data} is no recipe, which ends in .yaml, and no folder of a data set.")
     from kirie.training.fit import train as fit
 
     _see_own_modules()
@@ -248,7 +255,7 @@ def evaluate(
         Path | None, typer.Option(help="Where report.html and report.json go (default: beside the model).")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
-    changes: Changes = None,
+    changes: FolderChanges = None,
     device: Device = "auto",
     architecture: Architecture = None,
 ) -> None:
@@ -282,12 +289,12 @@ def _evaluate(
     chosen = getattr(dataset, "split", None)
     if as_json:
         facts = {"model": str(model), "data": str(data), "split": chosen, "pictures": len(dataset), **report.to_dict()}
-        print(_json(facts))
+        print(json_text(facts))
         return
     print(f"{data}: {len(dataset)} pictures ({f'split {chosen}' if chosen else 'all there are'})\n")
-    _print_table(report.rows())
+    print_table(report.rows())
     means = {"mIoU": report.miou, "mean Dice": report.mean_dice, "pixel accuracy": report.pixel_accuracy}
-    print("\n" + "   ".join(f"{name} {_shown(value)}" for name, value in means.items()))
+    print("\n" + "   ".join(f"{name} {shown(value)}" for name, value in means.items()))
     print(report.convention)
     print(f"report: {place / 'report.html'}")
 
@@ -329,25 +336,6 @@ def _predict(
     return 1 if failed else 0
 
 
-@app.command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Another project's checkpoint.")],
-    out: Annotated[Path, typer.Option("--as", metavar="OUT", help="The .safetensors file to write.")],
-) -> None:
-    """Bring in another project's checkpoint.
-
-    Nothing in it is executed.
-    """
-    from kirie.models.file import save
-    from kirie.weights.load import import_checkpoint
-
-    model, translation = import_checkpoint(file)
-    save(model, out)
-    for name, reason in translation.dropped.items():
-        print(f"left out {name}: {reason}")
-    print(f"{translation.architecture}, {len(model.classes)} classes, {model.in_channels} channels: {out}")
-
-
 def _see_own_modules() -> None:
     """Lets `package.module:Class` be found in the working directory too, as `python -m` does, but after all else."""
     if os.getcwd() not in sys.path:
@@ -356,12 +344,12 @@ def _see_own_modules() -> None:
 
 def _load(model: Path, architecture: str | None) -> SegmentationModel:
     from kirie.models import model_class
-    from kirie.models.file import load
+    from kirie.models.file import load as read
 
     if architecture is None:
-        return load(model)
+        return read(model)
     _see_own_modules()
-    return load(model, architecture=model_class(architecture, own_code=True))
+    return read(model, architecture=model_class(architecture, own_code=True))
 
 
 def _folder_settings(
@@ -379,28 +367,9 @@ def _folder_settings(
     return parse_recipe({"data": {**section, "path": str(data)}}, entries, source="--set").data.folder_settings()
 
 
-def _json(value: Any) -> str:
-    import json
-
-    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
-    return json.dumps(value, indent=1, ensure_ascii=not unicode)
-
-
-def _print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of numbers as aligned columns."""
-    proper = {"iou": "IoU", "dice": "Dice"}
-    head = [proper.get(name, name.replace("_", " ")) for name in rows[0]]
-    lines = [head, *([_shown(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for first, *others in lines:
-        cells = [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True))]
-        print("  ".join(cells))
-
-
-def _shown(value: str | int | float) -> str:
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.4f}"
-    return value if isinstance(value, str) else f"{value:,}"
+app.command("import")(import_)
+app.command()(load)
+app.command()(models)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from tiny import CLASSES, SIZE, add_sample, blobs, colour_unet, make_data, painted, run_cli
+from torchvision.models import get_model_weights
 
 import kirie
 from kirie.data.splits import seeded_split
+from kirie.models import MODELS, model_class
 from kirie.models.unet import UNet
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -101,7 +104,7 @@ def test_wrong_words_are_told_on_standard_error(kirie_, words, told):
     assert code == 2 and out == "" and told in err and "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["demo", "inspect", "train", "evaluate", "predict", "import"])
+@pytest.mark.parametrize("command", ["demo", "inspect", "train", "evaluate", "predict", "import", "load", "models"])
 def test_every_command_explains_itself(kirie_, command):
     code, out, err = kirie_(command, "--help")
     assert code == 0 and err == "" and "Usage" in out and len(out) > 200
@@ -222,6 +225,15 @@ def test_train_by_a_recipe(here, kirie_):
     assert code == 0 and "runs/data-unet/model.safetensors" in out
     rows = Path("runs/data-unet/history.csv").read_text().splitlines()
     assert len(rows) == 2, "what is typed goes before what the recipe says"
+
+
+def test_train_on_neither_a_recipe_nor_a_folder(here, kirie_):
+    picture = "data/images/test/test0.png"
+    code, _, err = kirie_("train", picture)
+    assert code == 1 and err == f"Error: {picture} is no recipe, which ends in .yaml, and no folder of a data set.\n"
+    Path("empty.yaml").write_text("# nothing yet\n")
+    code, _, err = kirie_("train", "empty.yaml")
+    assert code == 1 and "must have the sections data, model, augment and train, got nothing" in err
 
 
 def test_a_stopped_training_says_how_to_go_on(here, kirie_, monkeypatch):
@@ -376,6 +388,109 @@ def test_import_brings_a_checkpoint_in(here, kirie_):
     picture = painted(blobs(SIZE))
     one, other = (kirie.predict(m, picture, device="cpu", scores=True) for m in (model, kirie.load("ours.safetensors")))
     assert np.array_equal(one.scores, other.scores)
+
+
+@pytest.fixture
+def theirs(here):
+    """A checkpoint of four classes, without names, called theirs.pth.tar."""
+    torch.manual_seed(0)
+    model = UNet(3, 4, width=4, depth=1).eval()
+    torch.save({"epoch": 3, "state_dict": published(model), "optimizer": {"state": {}}}, "theirs.pth.tar")
+    return model
+
+
+def test_import_says_what_it_recognised_and_names_the_file_itself(theirs, kirie_):
+    code, out, err = kirie_("import", "theirs.pth.tar")
+    assert (code, err) == (0, "") and Path("theirs.safetensors").is_file()
+    assert out.splitlines() == [
+        "recognised unet in the layout of milesial",
+        'arguments: width=4, depth=1, up="transposed", bias=true',
+        "classes: numbered, since the file does not name them; --set classes=[...] does",
+        "left out epoch: a counter of the training",
+        "left out optimizer: the optimiser's state",
+        "unet, 4 classes, 3 channels: theirs.safetensors",
+    ]
+
+
+def test_import_names_the_classes_as_told(theirs, kirie_):
+    code, out, _ = kirie_("import", "theirs.pth.tar", "--set", "classes=[sky, sea, sand, sail]")
+    assert code == 0 and "classes: sky, sea, sand, sail" in out
+    assert kirie.load("theirs.safetensors").classes.names == ("sky", "sea", "sand", "sail")
+
+
+def test_import_replaces_only_what_it_is_told_to(theirs, kirie_):
+    before = Path("colour.safetensors").read_bytes()
+    Path("theirs.safetensors").write_bytes(b"mine")
+    for words in ([], ["--as", "colour.safetensors"]):
+        code, _, err = kirie_("import", "theirs.pth.tar", *words)
+        assert code == 1 and "exists; name another file by --as, or replace it by --overwrite" in err
+    assert Path("colour.safetensors").read_bytes() == before and Path("theirs.safetensors").read_bytes() == b"mine"
+    assert kirie_("import", "theirs.pth.tar", "--as", "colour.safetensors", "--overwrite")[0] == 0
+    assert len(kirie.load("colour.safetensors").classes) == 4
+
+
+def test_import_never_replaces_what_it_reads(theirs, kirie_):
+    save_file(published(theirs), "x.safetensors")
+    before = Path("x.safetensors").read_bytes()
+    for words in ([], ["--overwrite"], ["--as", "../" + Path.cwd().name + "/x.safetensors", "--overwrite"]):
+        code, _, err = kirie_("import", "x.safetensors", *words)
+        assert code == 1 and "x.safetensors is the checkpoint itself" in err
+    assert Path("x.safetensors").read_bytes() == before
+
+
+# models
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_tells_when_to_choose_each(name):
+    advice = model_class(name).advice
+    assert 30 < len(advice) < 120 and advice[0].isupper() and advice.endswith(".")
+
+
+def test_models_prints_a_row_for_each(here, kirie_):
+    code, out, err = kirie_("models", "--size", "64")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split() == ["model", "task", "million", "parameters", "GFLOPs", "public", "weights"]
+    assert [line.split()[0] for line in lines[1 : len(MODELS) + 1]] == list(MODELS)
+    assert "At 64 x 64 pixels and 21 classes" in out
+    assert all(model_class(name).advice in out for name in MODELS)
+
+
+def test_models_counts_as_torchvision_does(here, kirie_):
+    """Its weights state multiply-adds, in billions, for pictures of 520 x 520 pixels, and the parameters."""
+    names = {"deeplabv3": "deeplabv3_resnet50", "fcn": "fcn_resnet50", "lraspp": "lraspp_mobilenet_v3_large"}
+    code, out, _ = kirie_("models", *names, "--size", "520", "--json")
+    facts = {row["name"]: row for row in json.loads(out)["models"]}
+    assert code == 0 and list(facts) == list(names)
+    for name, theirs in names.items():
+        (weights,) = get_model_weights(theirs)
+        assert facts[name]["parameters"] == weights.meta["num_params"]
+        assert facts[name]["gflops"] == pytest.approx(weights.meta["_ops"], abs=6e-4)
+        assert "milliseconds" not in facts[name]
+
+
+def test_models_measures_on_this_machine(here, kirie_):
+    code, out, err = kirie_("models", "lraspp", "--size", "32x64", "--measure", "--classes", "5")
+    head, row = out.splitlines()[:2]
+    assert (code, err) == (0, "") and head.split()[-4:] == ["CPU", "ms", "MB", "public", "weights"][-4:]
+    time, memory = (float(cell) for cell in row.split()[-3:-1])
+    assert time > 0 and 12.8 < memory < 40, "3.2 million weights of 4 bytes, and what lives beside them"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["unett"], "no architecture 'unett'"),
+        (["--size", "big"], "512x1024; got 'big'"),
+        (["--size", "0"], "1 to 16,384 pixels a side"),
+        (["--size", "999999x2"], "1 to 16,384 pixels a side"),
+        (["--classes", "0"], "classes"),
+    ],
+)
+def test_models_refuses_what_it_cannot_count(here, kirie_, words, told):
+    code, out, err = kirie_("models", *words)
+    assert (code, out) == (1, "") and told in err
 
 
 # demo

@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from kirie.errors import KirieError
+from kirie.lookup import look_up
 
 if TYPE_CHECKING:
     from kirie.metrics.boundary import (
@@ -69,8 +70,7 @@ def metric_class(name: str) -> Any:
     """
     if name not in METRICS:
         raise KirieError(f"There is no metric {name!r:.80}. Known: {', '.join(METRICS)}.")
-    module, _, attribute = METRICS[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return look_up(METRICS[name])
 
 
 def __getattr__(name: str) -> Any:

@@ -3,5 +3,11 @@
 from __future__ import annotations
 
 PUBLISHERS = {
+    "detectron2": "kirie.weights.from_detectron2:translate",
+    "hrnet": "kirie.weights.from_hrnet:translate",
+    "huggingface": "kirie.weights.from_huggingface:translate",
     "milesial": "kirie.weights.from_milesial:translate",
+    "semseg": "kirie.weights.from_semseg:translate",
+    "torchvision": "kirie.weights.from_torchvision:translate",
+    "vainf": "kirie.weights.from_vainf:translate",
 }

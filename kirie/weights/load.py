@@ -2,93 +2,59 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+import yaml
 from torch import Tensor
 
+from kirie import class_lists
+from kirie.classes import Classes
 from kirie.errors import KirieError
+from kirie.lookup import look_up
 from kirie.models import model_class
-from kirie.models.contract import SegmentationModel, not_finite
+from kirie.models.contract import InputFacts, SegmentationModel, not_finite
 from kirie.weights import PUBLISHERS
+from kirie.weights.read import read_state, unwrapped
+from kirie.weights.releases import RELEASES, Release, find_release, named
 from kirie.weights.translation import Translation
 
+Changes = Mapping[str, Any] | Sequence[str]
 
-def import_checkpoint(path: str | Path) -> tuple[SegmentationModel, Translation]:
+
+def import_checkpoint(
+    path: str | Path, *, changes: Changes = (), release: str | None = None
+) -> tuple[SegmentationModel, Translation]:
     """The model in a checkpoint of a known publisher, and how its entries were translated.
 
-    Nothing in the file is executed: `.safetensors` holds arrays only, and `.pth` is read with `weights_only=True`.
+    Nothing in the file is executed: see `read_state`.
 
     Args:
-        path: a `.pth`, `.pt` or `.safetensors` file.
+        path: a `.pth`, `.pt`, `.bin`, `.pth.tar`, `.pkl` or `.safetensors` file.
+        changes: arguments of the architecture to set otherwise than recognised, by name or as "name=value" in YAML;
+            needed only where the entries cannot tell, which `Translation.assumed` says. `classes` takes a list of
+            names or the name of a list in `kirie.class_lists`.
+        release: the row of `RELEASES` that the file is, where its contents and its name do not tell.
 
     Raises:
-        KirieError: when the file cannot be read safely, no publisher's layout fits, or a tensor is missing, unknown or
-            of the wrong shape.
+        KirieError: when the file cannot be read safely, no publisher's layout fits, a tensor is missing, unknown or of
+            the wrong shape or type, or a change names no argument.
     """
     path = Path(path)
-    translation = translate(read_state(path), path)
-    build: Any = model_class(translation.architecture)
-    try:
-        with torch.device("meta"):  # names and shapes alone: a wrong file must not cost memory
-            outline = build(translation.in_channels, translation.classes, **translation.arguments)
-        _compare(outline.state_dict(), translation, path)
-        model: SegmentationModel = build(translation.in_channels, translation.classes, **translation.arguments)
-    except KirieError as error:
-        raise KirieError(f"{path} does not fit the {translation.architecture} it looks like: {error}") from error
-    model.load_state_dict(translation.state, strict=False)  # all there, as compared, but for batch counters
-    broken = not_finite(model)
-    if broken:
-        raise KirieError(f"{path} holds NaN or infinity in {len(broken)} tensors, the first is {broken[0]!r}.")
-    return model.eval(), translation
-
-
-def _compare(expected: Mapping[str, Tensor], translation: Translation, path: Path) -> None:
-    found = translation.state
-    # Batch counters have no effect in prediction and old files lack them.
-    missing = sorted(n for n in set(expected) - set(found) if not n.endswith("num_batches_tracked"))
-    extra = sorted(set(found) - set(expected))
-    wrong = [f"{n}: {tuple(found[n].shape)}, expected {tuple(expected[n].shape)}"
-             for n in expected if n in found and found[n].shape != expected[n].shape]  # fmt: skip
-    if missing or extra or wrong:
-        raise KirieError(f"missing {missing[:5]}, unknown {extra[:5]}, of another shape {wrong[:5]}.")
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """The entries of a checkpoint file by name: tensors, and the few other values that some releases carry.
-
-    Raises:
-        KirieError: when there is no such file or reading it would mean running code from it.
-    """
-    if not path.is_file():
-        raise KirieError(f"There is no checkpoint file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler, zip reader and safetensors each raise kinds of their own
-        # PyTorch's own words advise to run the code that it refused; only what it refused is worth repeating.
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {refused[1]}" if refused else "it is cut short, no checkpoint, or holds more than tensors"
-        raise KirieError(f"Cannot read {path} as weights without running code from it: {what}.") from error
-    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
-        raise KirieError(f"{path} holds {type(state).__name__}, expected tensors by name (a state dict).")
-    unsound = [name for name, value in state.items() if isinstance(value, Tensor) and not _is_whole(value)]
-    if unsound:
-        raise KirieError(f"{path}: {unsound[0]!r} is no plain tensor with all its numbers in the file.")
-    return dict(state)
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor's numbers are all there; one repeated by strides could claim any size."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
-        return False
-    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+    state, dropped = unwrapped(read_state(path), path)
+    translation = translate(state, path)
+    translation = replace(translation, dropped={**dropped, **translation.dropped})
+    known = _released(path, translation, release)
+    given = {**(known.arguments if known else {}), **_given(changes)}
+    translation = _changed(translation, given)
+    model = _built(translation, path)
+    if known is not None:
+        model.inputs = InputFacts(known.short_side, known.patch)
+        translation = replace(translation, release=next(name for name, row in RELEASES.items() if row is known))
+    return model, translation
 
 
 def translate(state: Mapping[str, Any], path: Path) -> Translation:
@@ -97,13 +63,114 @@ def translate(state: Mapping[str, Any], path: Path) -> Translation:
     Raises:
         KirieError: when no publisher's layout fits.
     """
-    for row in PUBLISHERS.values():
-        module, _, name = row.partition(":")
-        publisher = importlib.import_module(module)
-        if publisher.recognises(state):
-            translation: Translation = getattr(publisher, name)(state)
-            return translation
-    names = ", ".join(list(state)[:5])
+    for name, row in PUBLISHERS.items():
+        if look_up(f"{row.partition(':')[0]}:recognises")(state):
+            try:
+                translation: Translation = look_up(row)(state)
+            except KirieError as error:
+                raise KirieError(f"{path} looks like a checkpoint of {name}, but: {error}") from error
+            return replace(translation, publisher=name)
+    names = ", ".join(f"{name:.80}" for name in list(state)[:4])
     raise KirieError(
-        f"{path} has the layout of no publisher that kirie knows ({', '.join(PUBLISHERS)}); its entries begin {names}."
+        f"{path} has the layout of no publisher that kirie knows ({', '.join(PUBLISHERS)}); it has {len(state)} "
+        f"entries" + (f", which begin {names}." if names else ".")
     )
+
+
+def _released(path: Path, translation: Translation, name: str | None) -> Release | None:
+    """The release that the file is: as stated, else as its contents or name say; None when that is not known."""
+    if name is None:
+        return find_release(path, translation)
+    row = named(name)
+    if not row.fits(translation):
+        classes = translation.classes if isinstance(translation.classes, int) else len(translation.classes)
+        raise KirieError(
+            f"{path} is not {name}: it holds {translation.publisher}'s {translation.architecture} with {classes} "
+            f"classes and {dict(translation.arguments)!r:.200}."
+        )
+    return row
+
+
+def _given(changes: Changes) -> dict[str, Any]:
+    """Changes by name, those of the command line read as YAML."""
+    if isinstance(changes, Mapping):
+        return dict(changes)
+    given = {}
+    for change in changes:
+        name, equals, text = change.partition("=")
+        if not equals or not name.strip():
+            raise KirieError(f"An argument is set as name=value, got {change!r:.80}.")
+        try:
+            given[name.strip()] = yaml.safe_load(text)
+        # Besides its own errors, PyYAML lets those of its conversions through.
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+            raise KirieError(f"The value of {name.strip()} is not valid YAML: {text!r:.80}.") from error
+    return given
+
+
+def _changed(translation: Translation, given: Mapping[str, Any]) -> Translation:
+    known = sorted({"classes", *translation.arguments, *translation.assumed})
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise KirieError(
+            f"{translation.architecture} as imported has no argument {unknown[0]!r:.60}; those that can be set are "
+            f"{', '.join(known)}."
+        )
+    assumed = {name: words for name, words in translation.assumed.items() if name not in given}
+    arguments = {**translation.arguments, **given}
+    classes = translation.classes
+    if "classes" in given:
+        count = classes if isinstance(classes, int) else len(classes)
+        classes = _classes(arguments.pop("classes"), count)
+        if count == 1:
+            arguments["binary"] = True  # one logit for two classes
+    return replace(translation, arguments=arguments, classes=classes, assumed=assumed)
+
+
+def _classes(given: Any, count: int) -> Classes:
+    """Classes from a list of names or the name of a list in `class_lists`, as many as the checkpoint tells apart."""
+    lists = {name: value for name, value in vars(class_lists).items() if isinstance(value, Classes)}
+    if isinstance(given, str) and given.upper() in lists:
+        classes = lists[given.upper()]
+    elif isinstance(given, list) and all(isinstance(name, str) for name in given):
+        classes = Classes(tuple(given))
+    else:
+        raise KirieError(
+            f"classes must be a list of names or one of {', '.join(sorted(lists))}, in any case, got {given!r:.80}."
+        )
+    if len(classes) != max(count, 2):
+        raise KirieError(f"The checkpoint tells {max(count, 2)} classes apart, got {len(classes)} names.")
+    return classes
+
+
+def _built(translation: Translation, path: Path) -> SegmentationModel:
+    """The model of a translation, in evaluation mode, with every tensor in its place."""
+    build: Any = model_class(translation.architecture)
+    try:
+        with torch.device("meta"):  # names and shapes alone: a wrong file must not cost memory
+            outline = build(translation.in_channels, translation.classes, **translation.arguments)
+        _compare(outline.state_dict(), translation)
+        model: SegmentationModel = build(translation.in_channels, translation.classes, **translation.arguments)
+    except (KirieError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise KirieError(f"{path} does not fit the {translation.architecture} it looks like: {error}") from error
+    model.load_state_dict(translation.state, strict=False)  # all there, as compared, but for batch counters
+    broken = not_finite(model)
+    if broken:
+        raise KirieError(f"{path} holds NaN or infinity in {len(broken)} tensors, the first is {broken[0]!r}.")
+    return model.eval()
+
+
+def _compare(expected: Mapping[str, Tensor], translation: Translation) -> None:
+    found = translation.state
+    # Batch counters have no effect in prediction and old files lack them.
+    missing = sorted(n for n in set(expected) - set(found) if not n.endswith("num_batches_tracked"))
+    extra = sorted(set(found) - set(expected))
+    shared = [name for name in expected if name in found]
+    shape = [f"{n}: {tuple(found[n].shape)}, expected {tuple(expected[n].shape)}"
+             for n in shared if found[n].shape != expected[n].shape]  # fmt: skip
+    kind = [f"{n}: {found[n].dtype}, expected {expected[n].dtype}"
+            for n in shared if found[n].is_floating_point() != expected[n].is_floating_point()]  # fmt: skip
+    faults = {"missing": missing, "unknown": extra, "of another shape": shape, "of another type": kind}
+    told = [f"{len(names)} {fault} {names[:4]}" for fault, names in faults.items() if names]
+    if told:
+        raise KirieError(f"of {len(expected)} tensors, by kirie's names, {'; '.join(told)}.")

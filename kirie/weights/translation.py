@@ -22,6 +22,9 @@ class Translation:
         arguments: the constructor's other arguments.
         state: the tensors under kirie's names.
         dropped: entries that were left out, each with the reason.
+        assumed: arguments that the checkpoint cannot tell, each with what was assumed and when it is otherwise.
+        publisher: the row of `PUBLISHERS` that recognised it; set by `load.translate`.
+        release: the row of `RELEASES` that the file is, as far as known; set by `load.import_checkpoint`.
     """
 
     architecture: str
@@ -30,3 +33,6 @@ class Translation:
     arguments: Mapping[str, Any]
     state: Mapping[str, Tensor]
     dropped: Mapping[str, str] = field(default_factory=dict)
+    assumed: Mapping[str, str] = field(default_factory=dict)
+    publisher: str = ""
+    release: str | None = None

@@ -54,7 +54,7 @@ def _check_fill(case):
 
 @torch.no_grad()
 def stage_outputs(model, hooks, image):
-    """What each named stage gives for the case's image, with `logits`, `aux_low` (where there is one) and `argmax`.
+    """What each named stage gives for the case's image, with `logits` and `argmax`.
 
     Args:
         model: in evaluation mode.
@@ -73,9 +73,11 @@ def stage_outputs(model, hooks, image):
         path, place = target if isinstance(target, tuple) else (target, "output")
         keep(name, path, place)
     raw = model(torch.from_numpy(np.ascontiguousarray(image))[None] / 255)
+    size = image.shape[1:]
+    if raw.auxiliary is not None:
+        model.auxiliary_logits(raw.auxiliary, size)  # for the hooks: prediction does without it
     for handle in handles:
         handle.remove()
-    size = image.shape[1:]
     result = model.decode(raw, [size])[0]
     full = torch.nn.functional.interpolate(raw.logits, size=size, mode="bilinear", align_corners=False)
     logits = raw.logits if raw.logits.shape[-2:] == size else full
@@ -94,7 +96,8 @@ def check_stages(case, found):
         np.testing.assert_allclose(thinned, case.arrays[name], **tolerance, err_msg=name)
         for statistic in ("mean", "std", "min", "max"):  # of the full array, rounded
             if statistic in facts:
-                value = float(getattr(full.astype(np.float64), statistic)())
+                double = torch.as_tensor(full).double()
+                value = float(getattr(double, statistic)())  # PyTorch's deviation divides by n - 1
                 assert value == pytest.approx(facts[statistic], abs=tolerance["atol"] + 1e-6), (name, statistic)
 
 

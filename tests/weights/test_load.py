@@ -1,22 +1,28 @@
 """Checkpoints of other projects: what is taken, what is refused, and that nothing in them is executed."""
 
+import argparse
 import os
 import pickle
 import resource
 import subprocess
 import sys
+import zipfile
+from collections import OrderedDict
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import kirie
+from kirie import class_lists
 from kirie.cli import app
 from kirie.errors import KirieError
 from kirie.models import MODELS, model_class
 from kirie.models.unet import UNet
-from kirie.weights import PUBLISHERS
+from kirie.weights import PUBLISHERS, from_milesial, load
 from kirie.weights.load import import_checkpoint
 
 
@@ -87,7 +93,7 @@ def test_any_shape_of_the_layout_gives_equal_outputs(up, options, write):
     assert not found.training
 
 
-@pytest.mark.parametrize("name", ["checkpoint.safetensors", "checkpoint.pt", "checkpoint.pth", "checkpoint"])
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "safetensors", "checkpoint.pt", "checkpoint.pth", "x"])
 def test_any_container_is_read(name, state, write, tmp_path):
     if name.endswith("safetensors"):
         save_file(state, tmp_path / name)
@@ -114,6 +120,136 @@ def test_layout_in_memory_does_not_matter(state, write):
     assert torch.equal(import_checkpoint(write(last))[0].head.weight, state["outc.conv.weight"])
 
 
+WRAPPINGS = {
+    "semseg": lambda state: {"epoch": 100, "state_dict": prefixed(state, "module."), "optimizer": {"state": {}}},
+    "VainF": lambda state: {"cur_itrs": 30_000, "model_state": state, "best_score": np.float64(0.77)},
+    "HRNet": lambda state: {
+        "epoch": 484,
+        "best_mIoU": np.float64(0.8),
+        "state_dict": state,
+        "optimizer": {"state": {}},
+    },
+    "DETR": lambda state: {"model": state, "args": argparse.Namespace(lr=1e-4), "lr_scheduler": {"last_lr": [0.1]}},
+    "Lightning": lambda state: {"state_dict": prefixed(state, "_orig_mod."), "hyper_parameters": {"width": 4}},
+    "twice": lambda state: {"state_dict": {"model_state_dict": prefixed(state, "module._orig_mod.")}, "loss": 0.5},
+    "params": lambda state: {"params": state, "model": "unet"},
+    "two": lambda state: {"params": {n: t + 1 for n, t in state.items()}, "state_dict": state},
+}
+
+
+def prefixed(state, prefix):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+@pytest.mark.parametrize("form", WRAPPINGS)
+def test_a_state_dict_is_found_in_what_is_wrapped_round_it(form, state, write):
+    content = WRAPPINGS[form](state)
+    model, translation = import_checkpoint(write(content))
+    assert torch.equal(model.head.weight, state["outc.conv.weight"])
+    assert len(translation.dropped) == len(content) - 1
+    assert all(translation.dropped.values())
+    if form == "two":
+        assert "other weights" in translation.dropped["params"]
+    if form == "semseg":
+        assert translation.dropped == {"epoch": "a counter of the training", "optimizer": "the optimiser's state"}
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_pickle_of_arrays_is_read(protocol, state, tmp_path):
+    """As Detectron2's model zoo has them."""
+    content = {"model": {n: t.numpy() for n, t in state.items()}, "__author__": "Somebody"}
+    for name in ("model_final.pkl", "renamed.pth"):
+        (tmp_path / name).write_bytes(pickle.dumps(content, protocol))
+        model, translation = import_checkpoint(tmp_path / name)
+        assert torch.equal(model.head.weight, state["outc.conv.weight"])
+        assert translation.dropped == {"__author__": "a remark on the file"}
+
+
+def test_arrays_in_a_file_of_pytorch_are_read(state, write):
+    found, _ = import_checkpoint(write({n: t.numpy() for n, t in state.items()}))
+    assert torch.equal(found.head.weight, state["outc.conv.weight"])
+
+
+def test_half_precision_is_taken(state, write):
+    found, _ = import_checkpoint(write({n: t.half() if t.is_floating_point() else t for n, t in state.items()}))
+    assert found.head.weight.dtype == torch.float32
+    assert torch.equal(found.head.weight, state["outc.conv.weight"].half().float())
+
+
+# ---- what the file cannot tell
+
+
+class Guess:
+    """A publisher whose files do not say one thing."""
+
+    @staticmethod
+    def recognises(state):
+        return "inc.double_conv.0.weight" in state
+
+    @staticmethod
+    def translate(state):
+        translation = from_milesial.translate(state)
+        return replace(translation, assumed={"standardise": "false, as in most; the tensors cannot tell"})
+
+
+@pytest.fixture
+def guess(monkeypatch):
+    monkeypatch.setitem(sys.modules, "guess", Guess)
+    monkeypatch.setattr(load, "PUBLISHERS", {"guess": "guess:translate"})
+
+
+def test_an_assumption_is_told_and_can_be_set_otherwise(guess, state, write):
+    path = write(state)
+    model, translation = import_checkpoint(path)
+    assert not model.standardise and list(translation.assumed) == ["standardise"]
+    for changes in (["standardise=true"], {"standardise": True}):
+        model, translation = import_checkpoint(path, changes=changes)
+        assert model.standardise and model.arguments["standardise"] is True and translation.assumed == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["standardize=true"], r"no argument 'standardize'; those that can be set are bias, classes, .*standardise"),
+        (["encoder_weights=x.pth"], "no argument 'encoder_weights'"),
+        (["standardise"], "set as name=value, got 'standardise'"),
+        (["=true"], "set as name=value"),
+        (["standardise=[true"], "not valid YAML"),
+        (["standardise=2024-13-01"], "not valid YAML"),
+        (["standardise=!!python/object/apply:os.system [touch owned]"], "not valid YAML"),
+        (["standardise=7"], r"does not fit the unet.*standardise must be true or false"),
+        (["depth=3"], r"does not fit the unet.*missing"),
+        (["depth=[3]"], r"does not fit the unet.*depth must be"),
+        (["classes=[a]"], "tells 2 classes apart, got 1 names"),
+        (["classes=[a, b, c]"], "tells 2 classes apart, got 3 names"),
+        (["classes=[1, 2]"], r"a list of names or one of ADE20K, .*VOC"),
+        (["classes=voc"], "tells 2 classes apart, got 21 names"),
+        (["classes=coins"], r"a list of names or one of"),
+    ],
+)  # fmt: skip
+def test_a_change_that_means_nothing_is_refused(changes, message, guess, state, write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KirieError, match=message):
+        import_checkpoint(write(state), changes=changes)
+    assert os.listdir(tmp_path) == ["checkpoint.pth"]
+
+
+@torch.no_grad()
+def test_classes_are_named_by_a_list_or_by_that_of_a_data_set(write):
+    model = network(classes=21)
+    path = write(published(model))
+    assert import_checkpoint(path)[0].classes.names[:2] == ("class 0", "class 1")
+    assert import_checkpoint(path, changes=["classes=voc"])[0].classes == class_lists.VOC
+    names = [f"c{i}" for i in range(21)]
+    found, _ = import_checkpoint(path, changes={"classes": names})
+    assert list(found.classes.names) == names
+    binary = network(classes=1)
+    found, _ = import_checkpoint(write(published(binary)), changes=["classes=[road, vessel]"])
+    assert found.binary and found.classes.names == ("road", "vessel")
+    images = torch.rand(1, 3, 17, 20)
+    assert torch.equal(found(images).logits, binary(images).logits)
+
+
 def test_the_written_table_leads_to_publishers():
     for row in PUBLISHERS.values():
         module = __import__(row.partition(":")[0], fromlist=["x"])
@@ -125,7 +261,9 @@ def test_the_written_table_leads_to_publishers():
 
 
 def test_an_unknown_publisher_is_refused(write):
-    with pytest.raises(KirieError, match=r"no publisher that kirie knows \(milesial\); its entries begin backbone\.a"):
+    with pytest.raises(
+        KirieError, match=r"no publisher that kirie knows \(.*milesial.*\); it has 1 entries, .* backbone\.a"
+    ):
         import_checkpoint(write({"backbone.a": torch.zeros(3)}))
     with pytest.raises(KirieError, match="no publisher"):
         import_checkpoint(write({}))
@@ -163,6 +301,8 @@ def other(**entries):
         (other(inc__double_conv__0__weight=torch.zeros(4, 0, 3, 3)), "in_channels"),
         (other(outc__conv__weight=torch.zeros(0, 4, 1, 1)), "classes"),
         (other(inc__double_conv__1__running_mean=torch.full((4,), float("nan"))), "NaN or infinity"),
+        (other(inc__double_conv__0__weight=torch.zeros(4, 3, 3, 3, dtype=torch.int8)), r"1 of another type \[.*int8"),
+        (lambda state: {n: t for n, t in state.items() if "down" not in n}, "depth must be"),
     ],
 )  # fmt: skip
 def test_a_checkpoint_that_does_not_fit_is_refused(change, message, state, write):
@@ -202,7 +342,7 @@ def test_text_folders_and_missing_files_are_refused(tmp_path):
         with pytest.raises(KirieError, match="Cannot read"):
             import_checkpoint(tmp_path / name)
     for place in (tmp_path, tmp_path / "none.pth"):
-        with pytest.raises(KirieError, match="There is no checkpoint file"):
+        with pytest.raises(KirieError, match=r"There is no checkpoint file|is a folder"):
             import_checkpoint(place)
 
 
@@ -255,6 +395,38 @@ def test_the_trap_would_spring(tmp_path):
 def test_a_whole_model_object_is_refused(write):
     with pytest.raises(KirieError, match="Cannot read"):
         import_checkpoint(write(network()))
+
+
+def test_a_model_of_kirie_is_told_apart(tmp_path):
+    kirie.save(network(), tmp_path / "own.safetensors")
+    with pytest.raises(KirieError, match=r"own\.safetensors is already a model of kirie; use it as it is"):
+        import_checkpoint(tmp_path / "own.safetensors")
+
+
+def test_a_zip_that_unpacks_to_more_than_it_is_is_refused(state, write, tmp_path):
+    path = write(state | {"mask_values": [0] * 100_000})
+    with zipfile.ZipFile(path) as plain, zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in plain.infolist():
+            bomb.writestr(entry.filename, plain.read(entry))
+    assert (tmp_path / "b.pth").stat().st_size < path.stat().st_size
+    with pytest.raises(KirieError, match="unpack to more than the file holds"):
+        import_checkpoint(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize("entries", [{"state_dict": {1: torch.zeros(2)}}, {"model": {("a",): torch.zeros(2)}}])
+def test_entries_without_names_are_refused(entries, write):
+    with pytest.raises(KirieError, match="without names"):
+        import_checkpoint(write(entries))
+
+
+def test_a_state_dict_dressed_up_by_the_file_is_read_plainly(state, tmp_path):
+    """A file may hang attributes on an OrderedDict, such as one called `values`."""
+    dressed = OrderedDict(state)
+    dressed.keys = dressed.values = dressed.get = OrderedDict
+    torch.save({"state_dict": dressed}, tmp_path / "checkpoint.pth")
+    with pytest.raises(TypeError):
+        torch.load(tmp_path / "checkpoint.pth", weights_only=True)["state_dict"].get("x", "y", "z")
+    assert torch.equal(import_checkpoint(tmp_path / "checkpoint.pth")[0].head.weight, state["outc.conv.weight"])
 
 
 def test_a_small_file_cannot_ask_for_much_memory(write, state):
@@ -323,7 +495,7 @@ def test_a_users_own_class_is_imported_only_where_it_was_typed(tmp_path, monkeyp
 
 @pytest.mark.parametrize("name", ["none_such:Model", "os:nothing", ":Model", ".own:Model", "os:", "a b:c"])
 def test_a_users_class_that_cannot_be_imported_is_an_error(name):
-    with pytest.raises(KirieError, match=r"Cannot import .*package\.module:Class"):
+    with pytest.raises(KirieError, match=r"Cannot import .*package\.module:Name"):
         model_class(name, own_code=True)
 
 

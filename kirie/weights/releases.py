@@ -1,0 +1,334 @@
+"""The public releases whose weights kirie takes: where they are, what they tell apart, what they may be used for.
+
+Scores are those that the publishers state, with the page that states them; kirie did not measure them. None means that
+no source for the fact is known. Every score of a foreign release depends on its own way of testing (crops, flips,
+several scales), which `metric` names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kirie.errors import KirieError
+
+if TYPE_CHECKING:
+    from kirie.weights.translation import Translation
+
+
+@dataclass(frozen=True)
+class Release:
+    """One public file of weights.
+
+    Attributes:
+        publisher: the row of `PUBLISHERS` that translates it.
+        architecture: the row of `MODELS` that it becomes.
+        form: arguments of the model that tell it from the publisher's other releases.
+        file: its name.
+        page: where the publisher offers it.
+        url: where it can be fetched directly; None when it must be fetched by hand from the page.
+        folder: the end of the folder's name that it lies in, for names such as pytorch_model.bin that say nothing.
+        sha256: the first hexadecimal digits of its checksum, where the publisher states them.
+        count: how many classes it tells apart.
+        classes: the name of their list in `kirie.class_lists`; None when they are not named.
+        data: what it was trained on.
+        score: as published, in per cent.
+        metric: what the score is.
+        source: the page that states it.
+        licence: what is known of the terms of the weights.
+        short_side: pixels of a picture's shorter side that the publisher resizes to; None keeps pictures as they are.
+        patch: (H, W) of the patches it was trained on.
+        arguments: arguments of the model that the file cannot tell.
+        note: what else to know.
+    """
+
+    publisher: str
+    architecture: str
+    form: Mapping[str, Any]
+    file: str
+    page: str
+    count: int
+    licence: str
+    data: str
+    url: str | None = None
+    folder: str | None = None
+    sha256: str | None = None
+    classes: str | None = None
+    score: float | None = None
+    metric: str | None = None
+    source: str | None = None
+    short_side: int | None = None
+    patch: tuple[int, int] | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    note: str | None = None
+
+    def fits(self, translation: Translation) -> bool:
+        """Whether a translated checkpoint has this release's publisher, architecture, form and number of classes."""
+        classes = translation.classes
+        count = classes if isinstance(classes, int) else len(classes)
+        same = (translation.publisher, translation.architecture) == (self.publisher, self.architecture)
+        form = all(translation.arguments.get(name) == value for name, value in self.form.items())
+        return same and form and count == self.count
+
+    def score_words(self) -> str:
+        """The published score with what it is and who states it."""
+        if self.score is None:
+            return "without a published score that kirie knows"
+        return f"{self.score:g} {self.metric} (as stated by {self.source})"
+
+    def is_file(self, path: Path, digest: str) -> bool:
+        """Whether a file is this release by its checksum, or by its name where no checksum is known."""
+        if self.sha256 is not None:
+            return digest.startswith(self.sha256)
+        places = path.absolute().parts[:-1]
+        within = self.folder is None or any(part.endswith(self.folder) for part in places)
+        return path.name == self.file and within
+
+
+def named(name: str) -> Release:
+    """The row of `RELEASES` of a name.
+
+    Raises:
+        KirieError: when there is none; the message gives the nearest.
+    """
+    if name not in RELEASES:
+        near = difflib.get_close_matches(name, RELEASES, 3, 0.4)
+        hint = f"did you mean {', '.join(near)}? " if near else ""
+        raise KirieError(f"There is no release {name!r:.80}; {hint}`kirie load` lists them all.")
+    return RELEASES[name]
+
+
+def find_release(path: Path, translation: Translation) -> Release | None:
+    """The release that a file is, or None when neither its contents nor its name tell."""
+    rows = [row for row in RELEASES.values() if row.fits(translation)]
+    if not rows:
+        return None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    found = [row for row in rows if row.is_file(path, digest)]
+    return found[0] if len(found) == 1 else None
+
+
+def alike(translation: Translation) -> dict[str, Release]:
+    """The releases that a checkpoint may be or may have been trained from, by its form alone."""
+    return {name: row for name, row in RELEASES.items() if row.fits(translation)}
+
+
+_TORCHVISION_LICENCE = (
+    "published with BSD-3-Clause code and without terms of their own; torchvision says that weights may be bound by "
+    "the terms of their training data (here COCO)"
+)
+_NVIDIA_LICENCE = "NVIDIA Source Code License for SegFormer: research and evaluation only, no commercial use"
+_VOC_LICENCE = "MIT repository, no statement on the weights; trained on Pascal VOC and SBD"
+_CITYSCAPES_LICENCE = "MIT repository, no statement on the weights; trained on Cityscapes (data for non-commercial use)"
+_ADE_LICENCE = "MIT repository, no statement on the weights; trained on ADE20K (pictures for research and education)"
+_GPL_LICENCE = "published with a GPL-3.0 repository, no statement on the weights"
+
+
+def _torchvision(file: str, architecture: str, encoder: str, score: float) -> Release:
+    stem, _, digits = file.removesuffix(".pth").rpartition("-")
+    return Release(
+        publisher="torchvision",
+        architecture=architecture,
+        form={"encoder": encoder},
+        file=file,
+        page=f"https://docs.pytorch.org/vision/stable/models/generated/torchvision.models.segmentation."
+        f"{stem.removesuffix('_coco')}.html",
+        url=f"https://download.pytorch.org/models/{file}",
+        sha256=digits,
+        count=21,
+        classes="VOC",
+        data="COCO with Pascal VOC's classes",
+        score=score,
+        metric="mIoU on COCO val2017 with Pascal VOC's classes",
+        source="torchvision.models.segmentation, weights COCO_WITH_VOC_LABELS_V1",
+        licence=_TORCHVISION_LICENCE,
+        short_side=520,
+        patch=(480, 480),
+    )
+
+
+def _segformer(size: str, data: str, score: float) -> Release:
+    ade = data.startswith("ade")
+    name = f"segformer-{size}-finetuned-{data}"
+    side = int(data.rpartition("-")[2])
+    return Release(
+        publisher="huggingface",
+        architecture="segformer",
+        form={"size": size},
+        file="pytorch_model.bin",
+        folder=name,
+        page=f"https://huggingface.co/nvidia/{name}",
+        url=f"https://huggingface.co/nvidia/{name}/resolve/main/pytorch_model.bin",
+        count=150 if ade else 19,
+        classes="ADE20K" if ade else "CITYSCAPES",
+        data="ADE20K" if ade else "Cityscapes",
+        score=score,
+        metric="mIoU on ADE20K val, one scale" if ade else "mIoU on Cityscapes val, one scale, sliding window",
+        source="SegFormer paper (arXiv 2105.15203), table 1",
+        licence=_NVIDIA_LICENCE,
+        short_side=side if ade else None,
+        patch=(side, side),
+        note=None if ade else "the published score slides a window of 1024 x 1024 over pictures of 1024 x 2048",
+    )
+
+
+def _vainf(name: str, architecture: str, encoder: str, data: str, score: float, **more: Any) -> Release:
+    voc = data == "voc"
+    return Release(
+        publisher="vainf",
+        architecture=architecture,
+        form={"encoder": encoder},
+        file=f"best_{name}_{data}_os16.pth",
+        page="https://github.com/VainF/DeepLabV3Plus-Pytorch",
+        count=21 if voc else 19,
+        classes="VOC" if voc else "CITYSCAPES",
+        data="Pascal VOC 2012 with SBD" if voc else "Cityscapes",
+        score=score,
+        metric="mIoU on Pascal VOC 2012 val, centre crops of 513 x 513" if voc else "mIoU on Cityscapes val",
+        source="README of VainF/DeepLabV3Plus-Pytorch",
+        licence=_VOC_LICENCE if voc else _CITYSCAPES_LICENCE,
+        patch=(513, 513) if voc else (768, 768),
+        arguments={"output_stride": 16},
+        **more,
+    )
+
+
+def _semseg(depth: int, data: str, score: float) -> Release:
+    count, classes, words, licence, side, epochs = {
+        "ade20k": (150, "ADE20K", "ADE20K", _ADE_LICENCE, 473, 100),
+        "voc2012": (21, "VOC", "Pascal VOC 2012", _VOC_LICENCE, 473, 50),
+        "cityscapes": (19, "CITYSCAPES", "Cityscapes", _CITYSCAPES_LICENCE, 713, 200),
+    }[data]
+    return Release(
+        publisher="semseg",
+        architecture="pspnet",
+        form={"encoder": f"resnet{depth}s"},
+        file=f"train_epoch_{epochs}.pth",
+        folder=f"pspnet{depth}",
+        page="https://github.com/hszhao/semseg",
+        count=count,
+        classes=classes,
+        data=f"{words} with SBD" if data == "voc2012" else words,
+        score=score,
+        metric=f"mIoU on {words} val, one scale, sliding window of {side} x {side}",
+        source="README of hszhao/semseg",
+        licence=licence,
+        patch=(side, side),
+        note="the project tests crops whose sides minus 1 divide by 8; other sizes are padded here",
+    )
+
+
+def _hrnet(size: str, file: str, data: str, score: float, *, ocr_branch: bool) -> Release:
+    ade = data == "ADE20K"
+    branch = "HRNet-OCR" if ocr_branch else "pytorch-v1.1"
+    direct = f"https://github.com/hsfzxjy/models.storage/releases/download/HRNet-OCR/{file}"
+    return Release(
+        publisher="hrnet",
+        architecture="hrnet",
+        form={"size": size},
+        file=file,
+        page=f"https://github.com/HRNet/HRNet-Semantic-Segmentation/tree/{branch}",
+        url=direct if ocr_branch else None,
+        count=150 if ade else 19,
+        classes="ADE20K" if ade else "CITYSCAPES",
+        data=data,
+        score=score,
+        metric=f"mIoU on {data} val, one scale, no flip",
+        source=f"README of HRNet/HRNet-Semantic-Segmentation, branch {branch}",
+        licence=_ADE_LICENCE if ade else _CITYSCAPES_LICENCE,
+        patch=(520, 520) if ade else (512, 1024),
+        arguments={"align_corners": ocr_branch},
+    )
+
+
+def _milesial(tag: str, file: str, **more: Any) -> Release:
+    return Release(
+        publisher="milesial",
+        architecture="unet",
+        form={"width": 64, "depth": 4, "up": "transposed", "bias": False},
+        file=file,
+        page="https://github.com/milesial/Pytorch-UNet/releases",
+        url=f"https://github.com/milesial/Pytorch-UNet/releases/download/{tag}/{file}",
+        count=2,
+        data="Carvana (cars in a studio)",
+        licence=_GPL_LICENCE,
+        **more,
+    )
+
+
+RELEASES: dict[str, Release] = {
+    "torchvision/deeplabv3_resnet50": _torchvision(
+        "deeplabv3_resnet50_coco-cd0a2569.pth", "deeplabv3", "resnet50", 66.4
+    ),
+    "torchvision/deeplabv3_resnet101": _torchvision(
+        "deeplabv3_resnet101_coco-586e9e4e.pth", "deeplabv3", "resnet101", 67.4
+    ),
+    "torchvision/deeplabv3_mobilenet_v3_large": _torchvision(
+        "deeplabv3_mobilenet_v3_large-fc3c493d.pth", "deeplabv3", "mobilenetv3_large_100", 60.3
+    ),
+    "torchvision/fcn_resnet50": _torchvision("fcn_resnet50_coco-1167a1af.pth", "fcn", "resnet50", 60.5),
+    "torchvision/fcn_resnet101": _torchvision("fcn_resnet101_coco-7ecb50ca.pth", "fcn", "resnet101", 63.7),
+    "torchvision/lraspp_mobilenet_v3_large": _torchvision(
+        "lraspp_mobilenet_v3_large-d234d4ea.pth", "lraspp", "mobilenetv3_large_100", 57.9
+    ),
+    "nvidia/segformer-b0-ade20k": _segformer("b0", "ade-512-512", 37.4),
+    "nvidia/segformer-b1-ade20k": _segformer("b1", "ade-512-512", 42.2),
+    "nvidia/segformer-b2-ade20k": _segformer("b2", "ade-512-512", 46.5),
+    "nvidia/segformer-b3-ade20k": _segformer("b3", "ade-512-512", 49.4),
+    "nvidia/segformer-b4-ade20k": _segformer("b4", "ade-512-512", 50.3),
+    "nvidia/segformer-b5-ade20k": _segformer("b5", "ade-640-640", 51.0),
+    "nvidia/segformer-b0-cityscapes": _segformer("b0", "cityscapes-1024-1024", 76.2),
+    "nvidia/segformer-b1-cityscapes": _segformer("b1", "cityscapes-1024-1024", 78.5),
+    "nvidia/segformer-b2-cityscapes": _segformer("b2", "cityscapes-1024-1024", 81.0),
+    "nvidia/segformer-b3-cityscapes": _segformer("b3", "cityscapes-1024-1024", 81.7),
+    "nvidia/segformer-b4-cityscapes": _segformer("b4", "cityscapes-1024-1024", 82.3),
+    "nvidia/segformer-b5-cityscapes": _segformer("b5", "cityscapes-1024-1024", 82.4),
+    "semseg/pspnet50-ade20k": _semseg(50, "ade20k", 41.89),
+    "semseg/pspnet101-ade20k": _semseg(101, "ade20k", 43.10),
+    "semseg/pspnet50-voc": _semseg(50, "voc2012", 77.05),
+    "semseg/pspnet101-voc": _semseg(101, "voc2012", 79.07),
+    "semseg/pspnet50-cityscapes": _semseg(50, "cityscapes", 77.30),
+    "semseg/pspnet101-cityscapes": _semseg(101, "cityscapes", 78.63),
+    "hrnet/w18-small-v1-cityscapes": _hrnet(
+        "w18_small_v1",
+        "hrnet_w18_small_v1_cityscapes_cls19_1024x2048_trainset.pth",
+        "Cityscapes",
+        70.3,
+        ocr_branch=False,
+    ),
+    "hrnet/w18-small-v2-cityscapes": _hrnet(
+        "w18_small_v2",
+        "hrnet_w18_small_v2_cityscapes_cls19_1024x2048_trainset.pth",
+        "Cityscapes",
+        76.2,
+        ocr_branch=False,
+    ),
+    "hrnet/w48-cityscapes": _hrnet("w48", "hrnet_cs_8090_torch11.pth", "Cityscapes", 80.9, ocr_branch=True),
+    "hrnet/w48-ade20k": _hrnet("w48", "hrnet_ade20k_4312_torch04.pth", "ADE20K", 43.1, ocr_branch=True),
+    "vainf/deeplabv3-mobilenet-voc": _vainf("deeplabv3_mobilenet", "deeplabv3", "mobilenetv2_100", "voc", 70.1),
+    "vainf/deeplabv3-resnet50-voc": _vainf("deeplabv3_resnet50", "deeplabv3", "resnet50", "voc", 76.9),
+    "vainf/deeplabv3-resnet101-voc": _vainf("deeplabv3_resnet101", "deeplabv3", "resnet101", "voc", 77.3),
+    "vainf/deeplabv3plus-mobilenet-voc": _vainf(
+        "deeplabv3plus_mobilenet", "deeplabv3plus", "mobilenetv2_100", "voc", 71.1
+    ),
+    "vainf/deeplabv3plus-resnet50-voc": _vainf("deeplabv3plus_resnet50", "deeplabv3plus", "resnet50", "voc", 77.2),
+    "vainf/deeplabv3plus-resnet101-voc": _vainf("deeplabv3plus_resnet101", "deeplabv3plus", "resnet101", "voc", 78.3),
+    "vainf/deeplabv3plus-mobilenet-cityscapes": _vainf(
+        "deeplabv3plus_mobilenet", "deeplabv3plus", "mobilenetv2_100", "cityscapes", 72.1
+    ),
+    "vainf/deeplabv3plus-resnet101-cityscapes": _vainf(
+        "deeplabv3plus_resnet101", "deeplabv3plus", "resnet101", "cityscapes", 76.2
+    ),
+    "milesial/unet-carvana-half": _milesial(
+        "v3.0",
+        "unet_carvana_scale0.5_epoch2.pth",
+        short_side=640,
+        note="trained on pictures at half their size, which for Carvana's is a shorter side of 640",
+    ),
+    "milesial/unet-carvana": _milesial("v3.0", "unet_carvana_scale1.0_epoch2.pth"),
+}

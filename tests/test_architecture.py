@@ -18,6 +18,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kirie"
 
 LEVELS = {
     **dict.fromkeys(("errors", "files", "progress", "boxes", "masks", "classes", "results", "weight_map"), 0),
+    **dict.fromkeys(("class_lists", "lookup", "terminal"), 0),
     "reading": 0,  # of files, for all above
     **dict.fromkeys(("losses", "criterion"), 1),
     **dict.fromkeys(("data", "models", "metrics", "drawing", "demo", "demo_pictures"), 2),
@@ -26,7 +27,7 @@ LEVELS = {
     **dict.fromkeys(("recipe", "plan"), 4),
     "training": 5,
     **dict.fromkeys(("serve", "export", "distributed"), 6),
-    "cli": 7,
+    **dict.fromkeys(("cli", "cli_weights"), 7),
     "__main__": 8,
 }
 NEVER_EACH_OTHER = (
@@ -174,7 +175,7 @@ def test_every_row_leads_to_something_beside_its_table(home, table, key, target)
 
 @pytest.mark.parametrize(
     ("folder", "pattern", "parts"),
-    [("models", "*.py", {"__init__", "contract", "device", "file"}), ("weights", "from_*.py", set())],
+    [("models", "*.py", {"__init__", "contract", "device", "file", "overview"}), ("weights", "from_*.py", set())],
 )
 def test_every_file_of_a_kind_is_reached_by_a_row(folder, pattern, parts):
     reached = {target.partition(":")[0] for *_, target in ROWS}

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
 
 from kirie.errors import KirieError
+from kirie.lookup import look_up
 
 if TYPE_CHECKING:
     from kirie.models.contract import SegmentationModel
 
 MODELS = {
+    "deeplabv3": "kirie.models.deeplab:DeepLabV3",
+    "deeplabv3plus": "kirie.models.deeplab:DeepLabV3Plus",
+    "fcn": "kirie.models.fcn:FCN",
+    "hrnet": "kirie.models.hrnet:HRNet",
+    "lraspp": "kirie.models.lraspp:LRASPP",
+    "pspnet": "kirie.models.pspnet:PSPNet",
+    "segformer": "kirie.models.segformer:SegFormer",
+    "semantic_fpn": "kirie.models.semantic_fpn:SemanticFPN",
     "unet": "kirie.models.unet:UNet",
 }
 
@@ -30,11 +38,7 @@ def model_class(name: str, *, own_code: bool = False) -> type[SegmentationModel]
 
     if name not in MODELS and not (own_code and ":" in name):
         raise KirieError(f"There is no architecture {name!r:.80}. Known: {', '.join(sorted(MODELS))}.")
-    module, _, attribute = MODELS.get(name, name).partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise KirieError(f"Cannot import {name!r}: {error}. Write it as package.module:Class.") from error
+    found = look_up(MODELS.get(name, name))
     if not (isinstance(found, type) and issubclass(found, SegmentationModel)):
         raise KirieError(f"{name!r} is not a SegmentationModel; see kirie/models/contract.py for what it must offer.")
     return found

@@ -104,6 +104,8 @@ class UNet(SemanticModel):
         KirieError: when an argument is out of range or does not fit another.
     """
 
+    advice = "Few pictures and exact outlines, as in microscopy and medicine; learns well from nothing, but is heavy."
+
     def __init__(
         self,
         in_channels: int = 3,

@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         frozen_stages: the first so many stages (feature maps) do not learn.
         pad_first: whether zeros are put around what comes into an inverted residual, before it is widened, and none
             around the picture, as in VainF's MobileNetV2; otherwise around what its depthwise convolution takes. The
-            sides of feature maps are then (H - 1) / stride, rounded up, for odd H too.
+            first map is then (H - 1) / 2 high, rounded down, in place of H / 2 rounded up.
         first_blocks: whether the feature maps of an EfficientNet or MobileNet, but the last, are those of the first
             block at their stride, as torchvision takes them from MobileNetV3, and not of the last block.
 
@@ -79,6 +79,8 @@ class Encoder(nn.Module):
             "pad_first": pad_first, "first_blocks": first_blocks,
         }  # fmt: skip
         _check(output_stride, norm_eps, frozen_stages, flags)
+        if type(in_channels) is not int or in_channels < 1:
+            raise KirieError(f"in_channels must be a whole number above 0, got {in_channels!r:.80}.")
         # A name such as "hf-hub:someone/something" would make timm fetch and build what a stranger wrote.
         if not isinstance(name, str) or not timm.is_model(name.split(".")[0]) or ":" in name or "/" in name:
             near = _near(str(name))
@@ -92,7 +94,14 @@ class Encoder(nn.Module):
                 name, features_only=True, in_chans=in_channels, pretrained=weights == "hub", **keep
             )
         except Exception as error:  # timm raises many kinds: no features, no network, no pretrained weights
+            if isinstance(error, TypeError | AssertionError) and output_stride != 32:
+                raise KirieError(
+                    f"{name!r} cannot be dilated to output_stride {output_stride}: give 32, or take a ResNet, RegNet, "
+                    "MobileNet, EfficientNet or ConvNeXt."
+                ) from error
             raise KirieError(f"timm cannot give {name!r} with weights {weights or 'at random'}: {error}") from error
+        if stages is not None:
+            variants.cut(body)
         self.body = body
         self.channels: list[int] = list(body.feature_info.channels())
         self.strides: list[int] = list(body.feature_info.reduction())
@@ -149,6 +158,19 @@ class Encoder(nn.Module):
                 self.divisor = last
         self.body.train()
 
+    def at_stride(self, stride: int) -> int:
+        """Index of the first feature map at a stride; the very last map is for the main head and does not count.
+
+        Raises:
+            KirieError: when there is none.
+        """
+        found = [index for index, own in enumerate(self.strides[:-1]) if own == stride]
+        if not found:
+            raise KirieError(
+                f"The encoder has no feature map at stride {stride} before its last; it has them at {self.strides}."
+            )
+        return found[0]
+
     def _take_first_blocks(self, name: str, in_channels: int) -> None:
         self._places = variants.first_blocks(self.body)
         if not self._places:
@@ -201,14 +223,21 @@ class Encoder(nn.Module):
             ends = [len(named)]
         own = [m for _, m in named]
         starts = [0, *(end + 1 for end in ends[:-1])]
-        return [
-            [m for m in own[start : end + 1] if [*m.parameters(recurse=False), *m.buffers(recurse=False)]]
-            for start, end in zip(starts, ends, strict=True)
+        with_tensors = {id(m) for m in own if [*m.parameters(recurse=False), *m.buffers(recurse=False)]}
+        rows = [
+            [m for m in own[start : end + 1] if id(m) in with_tensors] for start, end in zip(starts, ends, strict=True)
         ]
+        if sum(map(len, rows)) < len(with_tensors):  # some stand elsewhere than where they are used
+            return [[m for m in own if id(m) in with_tensors]]
+        return rows
 
     def padded(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W) with last row and column repeated so far that all feature maps are exact and 2 x 2."""
         return padded(images, 2 * self.strides[-1], self.divisor)
+
+    def padded_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) that `padded` gives to images of a size (H, W)."""
+        return _padded_size(size, 2 * self.strides[-1], self.divisor)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Feature maps (B, C_i, H / stride_i, W / stride_i), finest first, for images (B, C, H, W)."""
@@ -301,9 +330,14 @@ def build_encoder(name: str, in_channels: int, options: Mapping[str, Any] | None
 def padded(x: Tensor, smallest: int, divisor: int) -> Tensor:
     """`x` (B, C, H, W) with its last row and column repeated up to multiples of `divisor` and at least `smallest`."""
     height, width = x.shape[-2:]
-    down = -max(height, smallest) % divisor + max(smallest - height, 0)
-    right = -max(width, smallest) % divisor + max(smallest - width, 0)
+    tall, wide = _padded_size((height, width), smallest, divisor)
+    down, right = tall - height, wide - width
     return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+
+
+def _padded_size(size: tuple[int, int], smallest: int, divisor: int) -> tuple[int, int]:
+    height, width = (-(-max(side, smallest) // divisor) * divisor for side in size)
+    return height, width
 
 
 def _check(output_stride: object, norm_eps: object, frozen_stages: object, flags: Mapping[str, object]) -> None:

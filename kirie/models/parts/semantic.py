@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kirie.classes import Classes
 from kirie.criterion import build_loss
 from kirie.errors import KirieError
 from kirie.models.contract import SegmentationModel
+from kirie.models.parts.encoder import Encoder
 from kirie.results import Result, SemanticMap
 
 Criterion = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -24,7 +25,7 @@ class SemanticRaw(NamedTuple):
 
     Attributes:
         logits: (B, K, h, w), or (B, 1, h, w) for a binary model: the logit of class 1.
-        auxiliary: the same shape from an auxiliary head, or None.
+        auxiliary: (B, C, h, w), the map that an auxiliary head learns from, or None; only `loss` runs that head.
     """
 
     logits: Tensor
@@ -76,6 +77,13 @@ class SemanticModel(SegmentationModel):
         """Channels of the logits: K, or 1 for a binary model."""
         return 1 if self.binary else len(self.classes)
 
+    def levels(self) -> Sequence[Sequence[nn.Module]]:
+        """With an encoder: its stages, then all the rest; otherwise one level. See `SegmentationModel.levels`."""
+        encoder = getattr(self, "encoder", None)
+        if not isinstance(encoder, Encoder):
+            return super().levels()
+        return [*(stage for stage in encoder.stages() if stage), []]
+
     def loss(self, raw: SemanticRaw, truths: Sequence[Result]) -> dict[str, Tensor]:
         """The criterion's named losses against label maps that all have one size (H, W).
 
@@ -86,9 +94,18 @@ class SemanticModel(SegmentationModel):
         size = (int(labels.shape[1]), int(labels.shape[2]))
         losses = self.criterion(_resized(raw.logits, size), labels)
         if raw.auxiliary is not None:
-            auxiliary = self.criterion(_resized(raw.auxiliary, size), labels)
+            auxiliary = self.criterion(_resized(self.auxiliary_logits(raw.auxiliary, size), size), labels)
             losses |= {f"{name}_auxiliary": value * self.auxiliary_weight for name, value in auxiliary.items()}
         return losses
+
+    def auxiliary_logits(self, features: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, K, h, w) of the auxiliary head, which covers the picture exactly; models with such a head have it.
+
+        Args:
+            features: what `forward` gave as `auxiliary`.
+            size: (H, W) of the pictures.
+        """
+        raise KirieError(f"{type(self).__name__} has no auxiliary head.")
 
     def decode(self, raw: SemanticRaw, sizes: Sequence[tuple[int, int]], *, scores: bool = False) -> list[SemanticMap]:
         """One label map per image at the sizes (H, W) asked for; logits are resized before the arg max.
@@ -107,6 +124,30 @@ class SemanticModel(SegmentationModel):
     def _labels(self, logits: Tensor) -> Any:
         labels = logits[0] > 0 if self.binary else logits.argmax(0)
         return labels.cpu().numpy().astype(np.uint8 if self.classes.void == 255 else np.int32)
+
+
+def full_size(
+    logits: Tensor, padded_size: Sequence[int], size: Sequence[int], *, align_corners: bool = False
+) -> Tensor:
+    """Logits that cover a padded picture, resized to it and cropped to the picture itself.
+
+    They come back as they are, at low resolution, where nothing was padded and the corners are not aligned: `loss` and
+    `decode` then resize them rightly themselves, once and to the size that is wanted.
+
+    Args:
+        logits: (B, K, h, w), covering the padded picture exactly.
+        padded_size: (H', W') of what the network was given.
+        size: (H, W) of the picture before rows were added at the bottom and columns at the right.
+        align_corners: whether the centres of the corner pixels lie on each other.
+
+    Returns:
+        (B, K, H, W), or (B, K, h, w) where that covers the picture exactly.
+    """
+    if tuple(padded_size) == tuple(size) and not align_corners:
+        return logits
+    if tuple(logits.shape[-2:]) != tuple(padded_size):
+        logits = F.interpolate(logits, size=tuple(padded_size), mode="bilinear", align_corners=align_corners)
+    return logits[..., : size[0], : size[1]]
 
 
 def _probabilities(logits: Tensor) -> Any:

@@ -1,0 +1,31 @@
+"""What semantic models share: logits brought to the size of the picture."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from kirie.models.parts.semantic import full_size
+
+
+def test_logits_stay_as_they_are_where_nothing_was_padded():
+    logits = torch.rand(2, 3, 4, 5)
+    assert full_size(logits, (32, 40), torch.Size((32, 40))) is logits
+
+
+@pytest.mark.parametrize("align_corners", [False, True])
+def test_padding_is_cropped_away_after_the_enlargement(align_corners):
+    logits = torch.rand(2, 3, 4, 5)
+    found = full_size(logits, torch.Size((32, 40)), (30, 37), align_corners=align_corners)
+    enlarged = F.interpolate(logits, size=(32, 40), mode="bilinear", align_corners=align_corners)
+    assert torch.equal(found, enlarged[:, :, :30, :37])
+
+
+def test_aligned_corners_are_enlarged_here_also_without_padding():
+    ramp = torch.linspace(0, 1, 3).expand(1, 1, 2, 3)
+    found = full_size(ramp, (2, 5), (2, 5), align_corners=True)
+    torch.testing.assert_close(found, torch.linspace(0, 1, 5).expand(1, 1, 2, 5))
+
+
+def test_logits_of_the_padded_size_are_only_cropped():
+    logits = torch.rand(1, 2, 8, 8)
+    assert torch.equal(full_size(logits, (8, 8), (5, 7)), logits[..., :5, :7])

@@ -39,6 +39,9 @@ class ModelCard:
         classes: what it tells apart.
         arguments: the constructor's other arguments.
         inputs: what is done to a picture beforehand.
+        mean: per channel, what the model takes off images in [0, 1]; None in early files, where the architecture's own
+            holds.
+        std: per channel, what it then divides by; None likewise.
         recipe: the resolved recipe it was trained by, as a record only.
         scores: what it reached, by metric.
     """
@@ -48,6 +51,8 @@ class ModelCard:
     classes: Classes
     arguments: Mapping[str, Any]
     inputs: InputFacts
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     recipe: Mapping[str, Any] | None = None
     scores: Mapping[str, float] = field(default_factory=dict)
 
@@ -86,6 +91,8 @@ def save(
         "classes": model.classes.to_dict(),
         "arguments": model.arguments,
         "inputs": model.inputs.to_dict(),
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
         "recipe": model.recipe if recipe is None else recipe,
         "scores": dict(scores or {}),
     }
@@ -142,6 +149,9 @@ def load(
     if broken:
         raise KirieError(f"{path} holds NaN or infinity in {len(broken)} tensors, the first is {broken[0]!r}.")
     model.inputs, model.recipe = card.inputs, card.recipe
+    for buffer, values in ((model.mean, card.mean), (model.std, card.std)):
+        if values is not None:  # what an encoder expects may change with the library that it comes from
+            buffer.copy_(torch.tensor(values).reshape(buffer.shape))
     return model.to(place).eval()
 
 
@@ -210,9 +220,23 @@ def _checked(card: dict[str, Any], path: Path) -> ModelCard:
         raise KirieError(f"{path}: `in_channels` must be 1 to 4096 and `recipe` a mapping or nothing.")
     with _naming(path):
         classes, inputs = Classes.from_dict(card["classes"]), InputFacts.from_dict(card["inputs"])
+    mean, std = (_per_channel(card, name, path) for name in ("mean", "std"))
     return ModelCard(
-        card["architecture"], card["in_channels"], classes, card["arguments"], inputs, recipe, card["scores"]
+        card["architecture"], card["in_channels"], classes, card["arguments"], inputs, mean, std, recipe, card["scores"]
     )
+
+
+def _per_channel(card: dict[str, Any], name: str, path: Path) -> tuple[float, ...] | None:
+    values = card.get(name)
+    if values is None:
+        return None
+    sound = isinstance(values, list) and len(values) == card["in_channels"]
+    if not sound or not all(type(v) in (int, float) and abs(v) < 1e6 and (name == "mean" or v > 0) for v in values):
+        raise KirieError(
+            f"{path}: the metadata entry {name!r} must be {card['in_channels']} numbers, one per channel"
+            f"{'' if name == 'mean' else ' and above 0'}, got {values!r:.80}."
+        )
+    return tuple(float(v) for v in values)
 
 
 @contextmanager

@@ -171,13 +171,21 @@ def _trainer(recipe: Recipe, folder: Path, device: str, resume: bool) -> Trainer
     handle = accelerator(device, settings.precision)
     torch.manual_seed(settings.seed)
     training, validation = _datasets(recipe)
-    # A resumed run has weights of its own.
-    start = replace(recipe.model, start=None) if resume else recipe.model
+    start = recipe.model
+    if resume:  # it has weights of its own
+        elsewhere = model_class(start.name, own_code=True).never_from_file
+        own = {name: value for name, value in start.arguments.items() if name not in elsewhere}
+        start = replace(start, start=None, arguments=own)
     model = build_model(start, training.classes, recipe.data.channels)
     model.inputs = InputFacts(recipe.data.short_side, settings.patch)
     if isinstance(model, SemanticModel):
         factors = _class_weights(settings, training, model.classes)
         model.criterion = build_loss(settings.loss, void=model.classes.void, weight=factors)
+    if settings.layer_decay != 1 and len(model.levels()) == 1:
+        raise KirieError(
+            f"train.layer_decay is {settings.layer_decay}, but this {recipe.model.name} has no levels to tell apart: "
+            "leave it out, or give the model an encoder."
+        )
     rule = optimiser(
         model,
         settings.optimiser,

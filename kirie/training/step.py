@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as torch_distributed
 from torch import Tensor, nn
 
 from kirie.models.contract import SegmentationModel
@@ -29,7 +30,11 @@ class LossModule(nn.Module):
         """The sum of the losses as `loss` and each as `loss_...`, for images (B, C, H, W) uint8 and their truths."""
         pixels = images.to(memory_format=self.layout).float().div_(255)
         losses = self.model.loss(self.model(pixels), truths)
-        return {"loss": torch.stack(list(losses.values())).sum(), **{f"loss_{n}": v for n, v in losses.items()}}
+        total = torch.stack(list(losses.values())).sum()
+        if torch_distributed.is_initialized():
+            # Processes wait for the gradient of every parameter, also of branches that had no part in this step.
+            total = total + 0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
+        return {"loss": total, **{f"loss_{n}": v for n, v in losses.items()}}
 
 
 def group_size(batch: int, batches: int, accumulate: int) -> int:

@@ -125,6 +125,21 @@ def test_encoder_weights_are_used_once_and_not_needed_again(tmp_path):
     assert str(tmp_path).encode() not in path.read_bytes()
 
 
+def test_what_is_taken_off_the_pixels_is_kept_whatever_the_library_says_later(tmp_path, monkeypatch):
+    model = UNet(3, 2, width=4, encoder="resnet18", depth=1)
+    path = save(model, tmp_path / "model.safetensors")
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: None)
+    assert UNet(3, 2, width=4, encoder="resnet18", depth=1).mean.flatten().tolist() == [0.5] * 3
+    found = load(path)
+    assert torch.equal(found.mean, model.mean)
+    assert torch.equal(found.std, model.std)
+    assert read_card(path).mean == pytest.approx((0.485, 0.456, 0.406))
+    with safe_open(path, framework="pt") as file:
+        card = json.loads(file.metadata()[ENTRY])
+    del card["mean"], card["std"]  # as in early files
+    assert load(forged(path, json.dumps(card))).mean.flatten().tolist() == [0.5] * 3
+
+
 def test_the_same_model_gives_the_same_bytes(model, path):
     first = path.read_bytes()
     save(model.to(memory_format=torch.channels_last), path, recipe=RECIPE, scores={"miou": 0.5, "epoch": 3})
@@ -331,6 +346,11 @@ def test_no_file_outside_is_read_and_nothing_fetched(path, tmp_path, monkeypatch
         ({"inputs__short_side": -1}, "short_side"),
         ({"inputs__short_side": True}, "short_side"),
         ({"inputs__code": "x"}, "short_side"),
+        ({"mean": [0.0] * 3}, "'mean' must be 4 numbers"),
+        ({"mean": ["0"] * 4}, "'mean' must be 4 numbers"),
+        ({"mean": [float("nan")] * 4}, "'mean' must be 4 numbers"),
+        ({"std": [1, 1, 1, 0]}, "'std' must be 4 numbers, one per channel and above 0"),
+        ({"std": 1}, "'std' must be 4 numbers"),
         ({"scores": [1]}, "'scores' must be dict"),
         ({"scores__miou": "<script>"}, "score 'miou' must be a number"),
         ({"scores__miou": {"a": [1]}}, "score 'miou' must be a number"),
@@ -371,7 +391,8 @@ def test_a_card_with_an_entry_missing_is_refused(path, missing):
     "changes",
     [
         {"arguments__width": 1024, "arguments__depth": 8},
-        {"arguments__width": 1024, "arguments__depth": 8, "arguments__up": "transposed", "in_channels": 4096},
+        {"arguments__width": 1024, "arguments__depth": 8, "arguments__up": "transposed", "in_channels": 4096,
+         "mean": None, "std": None},
         {"arguments__encoder": "convnext_xxlarge", "arguments__depth": None, "arguments__width": 1024},
         {"classes__names": [str(i) for i in range(60_000)], "classes__colors": [], "classes__things": [],
          "classes__ids": [], "arguments__width": 1024},

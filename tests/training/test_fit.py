@@ -551,3 +551,8 @@ def test_two_processes_train_one_model(recipe_for, blobs, tmp_path):
     # Each measures half of the pictures, with the batch norm of the one that writes the file.
     best = max(row["val_miou"] for row in rows)
     assert evaluate(load(tmp_path / "run"), blobs, split="val").miou == pytest.approx(best, rel=1e-6)
+
+
+def test_layer_decay_needs_layers_to_tell_apart(recipe_for, tmp_path):
+    with pytest.raises(KirieError, match=r"train\.layer_decay is 0\.5, but this unet has no levels.*an encoder"):
+        fit(recipe_for(layer_decay=0.5), tmp_path / "run")

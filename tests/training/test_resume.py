@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 
 from kirie.errors import KirieError
+from kirie.models.parts.encoder import Encoder
 from kirie.recipe import write_recipe
 from kirie.training.checkpoint import FILE
 from kirie.training.fit import fit, train
@@ -234,5 +235,17 @@ def test_start_weights_are_not_needed_to_go_on(recipe_for, tmp_path, monkeypatch
     stop_at(monkeypatch, 5)
     fit(recipe, tmp_path / "stopped")
     start.unlink()
+    assert fit(recipe, tmp_path / "stopped", resume=True).finished
+    assert_the_same_run(tmp_path / "alone", tmp_path / "stopped")
+
+
+def test_encoder_weights_are_not_needed_to_go_on(recipe_for, tmp_path, monkeypatch):
+    weights = tmp_path / "weights.pth"
+    torch.save(Encoder("test_resnet").body.state_dict(), weights)
+    recipe = recipe_for(f"model.arguments={{encoder: test_resnet, depth: 2, encoder_weights: {weights}}}")
+    fit(recipe, tmp_path / "alone")
+    stop_at(monkeypatch, 5)
+    fit(recipe, tmp_path / "stopped")
+    weights.unlink()
     assert fit(recipe, tmp_path / "stopped", resume=True).finished
     assert_the_same_run(tmp_path / "alone", tmp_path / "stopped")

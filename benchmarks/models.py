@@ -1,6 +1,6 @@
 """Prediction of every semantic architecture beside the public implementation it equals, on a CPU, both eager.
 
-    python -m benchmarks.models [SIDE] [REPEATS] [NAMES...]
+    python -m benchmarks.models [--size 512] [--repeats 9] [NAMES...]
 
 Ours is what `kirie predict` does between reading a picture and writing its labels: a uint8 picture goes in, its label
 map comes out. Theirs gets the normalised float picture and does no more than its network, the resize to the picture's
@@ -11,6 +11,7 @@ convolutions in the same order, as the equal numbers of parameters show. Batch 1
 
 from __future__ import annotations
 
+import argparse
 import resource
 import statistics
 import subprocess
@@ -79,7 +80,7 @@ def parameters(model: nn.Module) -> int:
 
 def peak_memory(name: str, side: str, size: int) -> float:
     """MiB that building and running a model adds to a fresh process at its highest."""
-    words = [sys.executable, "-m", "benchmarks.models", "--memory", name, side, str(size)]
+    words = [sys.executable, "-m", "benchmarks.models", name, "--memory", side, "--size", str(size)]
     return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
 
 
@@ -117,15 +118,20 @@ def measure(name: str, size: int, repeats: int) -> dict[str, Any]:
 
 def main() -> None:
     """Prints the table."""
-    if sys.argv[1:2] == ["--memory"]:
-        print_memory(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of models; all when left out")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--memory", choices=("ours", "theirs"), help="only print what one side of one model takes")
+    given = parser.parse_args()
+    if given.memory:
+        print_memory(given.names[0], given.memory, given.size)
         return
-    size = int(sys.argv[1]) if len(sys.argv) > 1 else 512
-    repeats = int(sys.argv[2]) if len(sys.argv) > 2 else 9
+    size, repeats = given.size, given.repeats
     print(f"{size} x {size} pixels, {torch.get_num_threads()} threads, {repeats} paired runs\n")
     print("| model | parameters | kirie | peer | ratio | peak memory, kirie | peer |")
     print("|---|---|---|---|---|---|---|")
-    for name in sys.argv[3:] or OURS:
+    for name in given.names or OURS:
         row = measure(name, size, repeats)
         ms, mib, count = row["ms"], row["memory"], row["parameters"]
         same = "" if count["ours"] == count["theirs"] else f" (peer: {count['theirs']:,})"

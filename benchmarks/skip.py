@@ -3,14 +3,14 @@
 Without its skips the decoder must guess outlines from maps 16 times coarser than the picture. IoU, which counts areas,
 hardly tells the two apart; the boundary F score (2 pixels of tolerance) does.
 
-    python -m benchmarks.skip [DATA] [EPOCHS] [PICTURE]
+    python -m benchmarks.skip [--data FOLDER] [--epochs 30] [--picture skip.jpg]
 
-DATA is a folder with a `test` or a `val` split (the demo's pictures when left out), PICTURE where the sheet goes.
+The folder has a `test` or a `val` split; left out, the demo's pictures are made. The picture shows both results.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -81,12 +81,14 @@ def _sheet(predictors: dict[str, Predictor], dataset: Dataset) -> Any:
 
 def main() -> None:
     """Prints the two rows."""
-    data = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 30
-    picture = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--picture", type=Path)
+    given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        place = data or make_demo(Path(folder) / "data")
-        rows = measure(place, Path(folder), epochs, picture)
+        place = given.data or make_demo(Path(folder) / "data")
+        rows = measure(place, Path(folder), given.epochs, given.picture)
     print("| network | mIoU | boundary F (2 pixels) |\n|---|---|---|")
     for row in rows:
         print(f"| {row['network']} | {row['miou']:.4f} | {row['boundary_f']:.4f} |")

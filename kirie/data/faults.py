@@ -153,9 +153,16 @@ def check_whole(form: LabelFormat, pixels: npt.NDArray[np.int64], void: int, unk
             what = f"{counted(void, 'pixel')} {'is' if void == 1 else 'are'} void ({listed}) and count nowhere."
             mend = "If it is a class, take it out of ignore_index and data.ignore, and name it in classes.json."
             faults.append(Fault("note", "id 255", what, (), mend))
-    for name, seen in zip(classes.names, pixels.tolist(), strict=True):
-        if not seen:
-            what = f"The class {name!r} never occurs."
-            mend = "Take it out of the table, or add pictures of it; it cannot be learned or measured."
-            faults.append(Fault("note", "class never occurs", what, (), mend))
-    return faults
+    return faults + _never_seen(form, pixels)
+
+
+def _never_seen(form: LabelFormat, pixels: npt.NDArray[np.int64]) -> list[Fault]:
+    """Notes on classes without pixels; one for all where the classes are those of a published data set."""
+    names = [name for name, seen in zip(form.classes.names, pixels.tolist(), strict=True) if not seen]
+    kind = "class never occurs"
+    if form.published and len(names) > 1:
+        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+        what = f"{len(names)} of the {len(pixels)} classes of {form.published} never occur: {shown}."
+        return [Fault("note", kind, what, (), "They cannot be learned or measured on these pictures.")]
+    mend = "Take it out of the table, or add pictures of it; it cannot be learned or measured."
+    return [Fault("note", kind, f"The class {name!r} never occurs.", (), mend) for name in names]

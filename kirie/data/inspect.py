@@ -121,8 +121,9 @@ class Inspection:
             sizes = small if self.distinct_sizes == 1 else f"{small} to {large}, middle {middle}"
             out.append(f"sizes (H x W): {sizes}; {self.distinct_sizes} different")
         out += [f"pictures: {count} of {kind}" for kind, count in self.image_kinds.items()]
-        width = max((len(entry.name) for entry in self.classes), default=0)
-        for entry in self.classes:
+        listed = [entry for entry in self.classes if entry.images or not self.published]
+        width = max((len(entry.name) for entry in listed), default=0)
+        for entry in listed:
             objects = "" if entry.instances is None else f", {counted(entry.instances, 'object')}"
             pictures = counted(entry.images, "picture")
             out.append(f"  {entry.name:<{width}}  {entry.share:7.2%} of pixels, in {pictures}{objects}")

@@ -74,6 +74,8 @@ def history_figure(rows: Sequence[Mapping[str, float]], path: str | os.PathLike[
         axes.set_xlabel("epoch", color=INK)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
         draw(axes, epochs, {name: _column(rows, name) for name in names})
+        if len(rows) == 1:  # so that the only number below it is its own
+            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
     png = figure_png(figure)
     with whole_file(Path(path)) as stand_in:
         stand_in.write_bytes(png)

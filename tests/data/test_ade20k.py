@@ -140,3 +140,13 @@ def test_street_laid_out_as_ade20k_is_the_same(shared, tmp_path):
     assert type(data) is Ade20kDataset and data.classes.names == plain.classes.names
     for index in range(len(data)):
         assert np.array_equal(data[index].truth.labels, plain[20 * index].truth.labels)
+
+
+def test_only_the_classes_that_occur_are_listed(tmp_path):
+    found = inspect_dataset(write(tmp_path, most=5))
+    (note,) = (fault for fault in found.faults if fault.kind == "class never occurs")
+    assert note.what.startswith("145 of the 150 classes of ADE20K never occur: ceiling, road, ")
+    assert note.what.endswith(" and 139 more.")
+    lines = found.lines()
+    assert sum("of pixels" in line for line in lines) == 5
+    assert len(lines) < 20

@@ -164,15 +164,17 @@ def _write(
     from kirie.models.file import save
 
     stem = re.sub(r"(\.(pth|pt|bin|tar|pkl|safetensors|ckpt))+$", "", file.name)
+    if stem in ("model", "pytorch_model"):  # Hugging Face's name for every file: the folder's tells more
+        stem = file.resolve().parent.name or stem
     place = out or Path(f"{(translation.release or stem).rpartition('/')[2]}.safetensors")
     _check_place(place, file, overwrite=overwrite)
     save(model, place)
-    for line in _account(translation):
+    for line in _account(translation, file):
         print(line)
     print(f"{translation.architecture}, {len(model.classes)} classes, {model.in_channels} channels: {place}")
 
 
-def _account(translation: Translation) -> Iterator[str]:
+def _account(translation: Translation, file: Path) -> Iterator[str]:
     """What was recognised, assumed and left out, a line each."""
     from kirie import class_lists
 
@@ -188,14 +190,14 @@ def _account(translation: Translation) -> Iterator[str]:
         yield f"assumed {name}: {words.rstrip('.')} (otherwise: --set {name}=...)"
     reasons: dict[str, list[str]] = {}
     for name, reason in translation.dropped.items():
-        reasons.setdefault(reason, []).append(name)
+        reasons.setdefault(reason, []).append(f"{name if name.isprintable() else ascii(name):.80}")
     for reason, names_left in reasons.items():
         more = f" and {len(names_left) - 3} more" if len(names_left) > 3 else ""
         yield f"left out {', '.join(names_left[:3])}{more}: {reason}"
-    yield from _terms(translation)
+    yield from _terms(translation, file)
 
 
-def _terms(translation: Translation) -> Iterator[str]:
+def _terms(translation: Translation, file: Path) -> Iterator[str]:
     """Which public release it is or may be, and what is known of the terms of its weights."""
     from kirie.weights.releases import RELEASES, alike
 
@@ -208,7 +210,11 @@ def _terms(translation: Translation) -> Iterator[str]:
         return
     near = alike(translation)
     if near:
-        yield f"it has the form of {', '.join(near)}; if it is one of these, say so by --release NAME"
+        called = [name for name, row in near.items() if row.is_called(file)]
+        if called:
+            yield f"by its name it may be {called[0]}, or one that you trained; if it is, say --release {called[0]}"
+        else:
+            yield f"it has the form of {', '.join(near)}; if it is one of these, say so by --release NAME"
         for licence in dict.fromkeys(row.licence for row in near.values()):
             yield f"licence of these weights and of what was trained from them: {licence}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -106,6 +107,20 @@ def test_voc_colours_follow_the_bit_rule():
 def test_known_rows(classes, name, place, file_id, color, thing):
     at = classes.index(name)
     assert (at, classes.ids[at], classes.colors[at], classes.things[at]) == (place, file_id, color, thing)
+
+
+def test_ade20k_is_all_of_the_published_list():
+    """The checksum was taken from the names (stripped) and palette in mmsegmentation 0.30's `datasets/ade.py`."""
+    rows = (f"{name} {r} {g} {b}" for name, (r, g, b) in zip(ADE20K.names, ADE20K.colors, strict=True))
+    assert hashlib.sha256("\n".join(rows).encode()).hexdigest().startswith("a3b06c095047e453")
+
+
+def test_the_stuff_of_ade20k_is_that_of_its_panoptic_challenge():
+    """As `isthing` is 0 in Mask2Former's `register_ade20k_panoptic.py`."""
+    stuff = [0, 1, 2, 3, 4, 5, 6, 9, 11, 13, 16, 17, 21, 25, 26, 28, 29, 34, 40, 46, 48, 51, 52, 54, 59, 60, 61, 63,
+             68, 77, 79, 84, 91, 94, 96, 99, 100, 101, 105, 106, 109, 113, 114, 117, 122, 128, 131, 140, 141,
+             145]  # fmt: skip
+    assert [place for place, thing in enumerate(ADE20K.things) if not thing] == stuff
 
 
 def test_every_label_id_of_cityscapes_is_a_class_or_void():

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kirie.classes import Classes
-from kirie.errors import KirieError
+from kirie.errors import KirieError, counted
 from kirie.results import Result
 
 
@@ -134,10 +134,16 @@ class SegmentationModel(nn.Module, ABC):
         """One result per image, at the sizes (H, W) asked for; `scores` keeps per-pixel probabilities."""
 
 
-def not_finite(model: nn.Module) -> list[str]:
-    """Names of the parameters and buffers that hold NaN or infinity, as after a broken training."""
-    state = model.state_dict()
-    return [name for name, t in state.items() if t.is_floating_point() and not bool(torch.isfinite(t).all())]
+def unsound(model: nn.Module) -> str | None:
+    """What is wrong with a model's numbers, in words: NaN or infinity as after a broken training, variances below 0."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    broken = [name for name, tensor in state.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        return f"NaN or infinity in {counted(len(broken), 'tensor')}, the first is {broken[0]!r}"
+    negative = [name for name, t in state.items() if name.endswith("running_var") and bool((t < 0).any())]
+    if negative:
+        return f"variances below 0 in {counted(len(negative), 'tensor')}, the first is {negative[0]!r}"
+    return None
 
 
 def _per_channel(name: str, values: Sequence[float] | None, channels: int, default: float) -> Tensor:

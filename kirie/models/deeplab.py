@@ -33,7 +33,7 @@ from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models.parts.checks import check_dropout, check_flag, check_whole
 from kirie.models.parts.conv import BatchNorm, ConvNorm, FCNHead
-from kirie.models.parts.encoder import build_encoder
+from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw, full_size
 
 MAX_RATE = 512
@@ -103,7 +103,8 @@ class DeepLabV3(SemanticModel):
         classes: the classes, or how many (1: foreground against background with a single logit).
         encoder: a timm architecture.
         encoder_weights: see `Encoder`; used once and not kept in the model file.
-        encoder_options: other options of `Encoder`, such as {"frozen_norm": true}.
+        encoder_options: other options of `Encoder`, such as {"frozen_norm": true}. With {"pad_first": true} the logits
+            may have a row and a column fewer than `forward` says, spread over the picture as in VainF's release.
         output_stride: 8, 16 or 32, of the encoder's last map; half of it costs about four times the work there.
         rates: of the 3 x 3 branches; None: 12, 24 and 36 at output stride 8, and in proportion at others.
         width: channels of each branch and of the head.
@@ -139,15 +140,15 @@ class DeepLabV3(SemanticModel):
     ) -> None:
         rates = _checked(rates, width, dropout, {"separable": separable, "auxiliary": auxiliary})
         body = build_encoder(
-            encoder, in_channels, encoder_options, weights=encoder_weights, output_stride=output_stride
+            encoder, in_channels, encoder_options, exact=False, weights=encoder_weights, output_stride=output_stride
         )
         arguments = {
-            "encoder": encoder, "encoder_options": encoder_options, "output_stride": output_stride, "rates": rates,
+            "encoder": encoder, "encoder_options": body.options, "output_stride": output_stride, "rates": rates,
             "width": width, "separable": separable, "dropout": dropout, "auxiliary": auxiliary,
             "auxiliary_stride": auxiliary_stride,
         }  # fmt: skip
         super().__init__(in_channels, classes, arguments, binary=binary, mean=body.mean, std=body.std)
-        self.encoder = body
+        self.encoder: Encoder = body
         last, rates = body.channels[-1], rates or _rates(output_stride)
         self.aspp = ASPP(last, width, rates, separable=separable, dropout=dropout)
         self.head = nn.Sequential(
@@ -162,16 +163,14 @@ class DeepLabV3(SemanticModel):
 
         They are (B, K, H, W) where the encoder asks for a picture of other sides.
         """
-        x = self.encoder.padded(self.normalise(images))
-        maps = self.encoder(x)
-        logits = full_size(self.head(self.aspp(maps[-1])), x.shape[-2:], images.shape[-2:])
+        height, width = images.shape[-2:]
+        maps = self.encoder(self.encoder.padded(self.normalise(images)))
+        logits = self.covering(self.head(self.aspp(maps[-1])), (height, width))
         return SemanticRaw(logits, None if self.auxiliary is None else maps[self.auxiliary_index])
 
-    def auxiliary_logits(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (B, K, h, w) of the FCN head on an earlier map; see `SemanticModel`."""
-        if self.auxiliary is None:
-            return super().auxiliary_logits(features, size)
-        return full_size(self.auxiliary(features), self.encoder.padded_size(size), size)
+    def covering(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits that cover the picture without what the encoder asked to add to it; see `SemanticModel`."""
+        return full_size(logits, self.encoder.padded_size(size), size)
 
 
 class DeepLabV3Plus(SemanticModel):
@@ -182,7 +181,8 @@ class DeepLabV3Plus(SemanticModel):
         classes: the classes, or how many (1: foreground against background with a single logit).
         encoder: a timm architecture with a map at stride 4.
         encoder_weights: see `Encoder`; used once and not kept in the model file.
-        encoder_options: other options of `Encoder`, such as {"frozen_norm": true}.
+        encoder_options: other options of `Encoder`, such as {"frozen_norm": true}. With {"pad_first": true} the logits
+            may have a row and a column fewer than `forward` says, spread over the picture as in VainF's release.
         output_stride: 8, 16 or 32, of the encoder's last map; half of it costs about four times the work there.
         rates: of the 3 x 3 branches; None: 6, 12 and 18 at output stride 16, and in proportion at others.
         width: channels of each branch and of the decoder.
@@ -216,14 +216,14 @@ class DeepLabV3Plus(SemanticModel):
         rates = _checked(rates, width, dropout, {"separable": separable})
         check_whole("low_width", low_width, 1, 4096)
         body = build_encoder(
-            encoder, in_channels, encoder_options, weights=encoder_weights, output_stride=output_stride
+            encoder, in_channels, encoder_options, exact=False, weights=encoder_weights, output_stride=output_stride
         )
         arguments = {
-            "encoder": encoder, "encoder_options": encoder_options, "output_stride": output_stride, "rates": rates,
+            "encoder": encoder, "encoder_options": body.options, "output_stride": output_stride, "rates": rates,
             "width": width, "low_width": low_width, "separable": separable, "dropout": dropout,
         }  # fmt: skip
         super().__init__(in_channels, classes, arguments, binary=binary, mean=body.mean, std=body.std)
-        self.encoder = body
+        self.encoder: Encoder = body
         self.low_index = body.at_stride(4)
         self.low = ConvNorm(body.channels[self.low_index], low_width)
         rates = rates or _rates(output_stride)

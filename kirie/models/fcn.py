@@ -18,7 +18,7 @@ from torch import Tensor
 from kirie.classes import Classes
 from kirie.models.parts.checks import check_dropout, check_flag
 from kirie.models.parts.conv import FCNHead
-from kirie.models.parts.encoder import build_encoder
+from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw, full_size
 
 
@@ -61,11 +61,11 @@ class FCN(SemanticModel):
             encoder, in_channels, encoder_options, weights=encoder_weights, output_stride=output_stride
         )
         arguments = {
-            "encoder": encoder, "encoder_options": encoder_options, "output_stride": output_stride, "dropout": dropout,
+            "encoder": encoder, "encoder_options": body.options, "output_stride": output_stride, "dropout": dropout,
             "auxiliary": auxiliary,
         }  # fmt: skip
         super().__init__(in_channels, classes, arguments, binary=binary, mean=body.mean, std=body.std)
-        self.encoder = body
+        self.encoder: Encoder = body
 
         def head(channels: int) -> FCNHead:
             return FCNHead(channels, max(channels // 4, 1), self.logit_channels, dropout=dropout)
@@ -78,13 +78,11 @@ class FCN(SemanticModel):
 
         They are (B, K, H, W) where the encoder asks for a picture of other sides.
         """
-        x = self.encoder.padded(self.normalise(images))
-        maps = self.encoder(x)
-        logits = full_size(self.head(maps[-1]), x.shape[-2:], images.shape[-2:])
+        height, width = images.shape[-2:]
+        maps = self.encoder(self.encoder.padded(self.normalise(images)))
+        logits = self.covering(self.head(maps[-1]), (height, width))
         return SemanticRaw(logits, None if self.auxiliary is None else maps[-2])
 
-    def auxiliary_logits(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (B, K, h, w) of the second head, on the map before the last; see `SemanticModel`."""
-        if self.auxiliary is None:
-            return super().auxiliary_logits(features, size)
-        return full_size(self.auxiliary(features), self.encoder.padded_size(size), size)
+    def covering(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits that cover the picture without what the encoder asked to add to it; see `SemanticModel`."""
+        return full_size(logits, self.encoder.padded_size(size), size)

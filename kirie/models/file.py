@@ -21,7 +21,7 @@ from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.files import whole_file
 from kirie.models import MODELS, model_class, model_name
-from kirie.models.contract import InputFacts, SegmentationModel, not_finite
+from kirie.models.contract import InputFacts, SegmentationModel, unsound
 from kirie.models.device import pick_device
 
 FORMAT = 1
@@ -79,11 +79,9 @@ def save(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise KirieError(f"A model file ends in .safetensors, got {path.name!r}.")
-    broken = not_finite(model)
-    if broken:
-        raise KirieError(
-            f"{len(broken)} tensors hold NaN or infinity, the first is {broken[0]!r}; nothing was written."
-        )
+    wrong = unsound(model)
+    if wrong is not None:
+        raise KirieError(f"The model holds {wrong}; nothing was written.")
     card = {
         "format": FORMAT,
         "architecture": model_name(model),
@@ -145,9 +143,9 @@ def load(
             model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
     except (SafetensorError, OSError) as error:
         raise KirieError(f"{path} is damaged or cut short: {error}") from error
-    broken = not_finite(model)
-    if broken:
-        raise KirieError(f"{path} holds NaN or infinity in {len(broken)} tensors, the first is {broken[0]!r}.")
+    wrong = unsound(model)
+    if wrong is not None:
+        raise KirieError(f"{path} holds {wrong}.")
     model.inputs, model.recipe = card.inputs, card.recipe
     for buffer, values in ((model.mean, card.mean), (model.std, card.std)):
         if values is not None:  # what an encoder expects may change with the library that it comes from

@@ -29,11 +29,11 @@ from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models.parts.checks import check_flag, check_whole
 from kirie.models.parts.conv import BatchNorm, ConvNorm
-from kirie.models.parts.encoder import load_weights
-from kirie.models.parts.semantic import SemanticModel, SemanticRaw, full_size
+from kirie.models.parts.encoder import load_weights, no_hub, pixel_statistics
+from kirie.models.parts.freezing import Freezable
+from kirie.models.parts.semantic import SemanticModel, SemanticRaw, full_size, resized
 
 STEM = 64
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 class Shape(NamedTuple):
@@ -128,7 +128,7 @@ class Fusion(nn.ModuleList):
         for source, (path, x) in enumerate(zip(self, maps, strict=True)):
             term: Tensor = path(x)
             if source > self.index:
-                term = _resized(term, own.shape[-2:], self.align_corners)
+                term = resized(term, own.shape[-2:], align_corners=self.align_corners)
             if total is None:
                 total = term
             elif total is own:
@@ -167,7 +167,7 @@ class Transition(nn.ModuleList):
         return [path(x) for path, x in zip(self, [*maps, maps[-1]], strict=True)]
 
 
-class Body(nn.Module):
+class Body(Freezable):
     """The network without its head: maps at 1/4, 1/8, 1/16 and 1/32 (sizes rounded up), `channels` wide."""
 
     def __init__(
@@ -192,7 +192,9 @@ class Body(nn.Module):
         self.stage3 = stage(three, modules[1])
         self.transition3 = Transition(three, self.channels)
         self.stage4 = stage(self.channels, modules[2])
-        self._freeze(norm=frozen_norm, stages=frozen_stages)
+        frozen = [module for stage in self.levels()[:frozen_stages] for part in stage for module in part.modules()]
+        norms = [module for module in self.modules() if isinstance(module, BatchNorm)]
+        self.freeze([*frozen, *(norms if frozen_norm else [])])
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Four maps (B, C_i, h_i, w_i), finest first, for normalised images (B, C, H, W)."""
@@ -203,7 +205,7 @@ class Body(nn.Module):
         out: list[Tensor] = self.stage4(self.transition3(maps))
         return out
 
-    def stages(self) -> list[list[nn.Module]]:
+    def levels(self) -> list[list[nn.Module]]:
         """The parts of the paper's 4 stages, the stem with the first."""
         return [
             [self.conv1, self.bn1, self.conv2, self.bn2, self.layer1],
@@ -211,21 +213,6 @@ class Body(nn.Module):
             [self.transition2, self.stage3],
             [self.transition3, self.stage4],
         ]
-
-    def _freeze(self, *, norm: bool, stages: int) -> None:
-        frozen = [module for stage in self.stages()[:stages] for part in stage for module in part.modules()]
-        self._frozen_norms = tuple(m for m in (self.modules() if norm else frozen) if isinstance(m, BatchNorm))
-        for module in (*frozen, *self._frozen_norms):
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> Body:
-        """Sets the mode of all parts but frozen batch norms, which stay as they are in prediction."""
-        super().train(mode)
-        for norm in self._frozen_norms:
-            norm.eval()
-        return self
 
 
 class HRNet(SemanticModel):
@@ -280,10 +267,10 @@ class HRNet(SemanticModel):
             "modules": None if modules is None else shape.modules, "layer1": None if layer1 is None else shape.layer1,
             "align_corners": align_corners, "frozen_norm": frozen_norm, "frozen_stages": frozen_stages,
         }  # fmt: skip
-        mean, std = IMAGENET if in_channels == 3 else (None, None)
+        mean, std = pixel_statistics(in_channels)
         super().__init__(in_channels, classes, arguments, binary=binary, mean=mean, std=std)
         self.align_corners = align_corners
-        self.encoder = Body(
+        self.encoder: Body = Body(
             in_channels, shape, align_corners=align_corners, frozen_norm=frozen_norm, frozen_stages=frozen_stages
         )
         joined = sum(self.encoder.channels)
@@ -301,21 +288,10 @@ class HRNet(SemanticModel):
     def forward(self, images: Tensor) -> SemanticRaw:
         """Logits (B, K, ceil(H / 4), ceil(W / 4)), with `align_corners` (B, K, H, W), for images (B, C, H, W)."""
         finest, *coarser = self.encoder(self.normalise(images))
-        enlarged = [_resized(x, finest.shape[-2:], self.align_corners) for x in coarser]
+        enlarged = [resized(x, finest.shape[-2:], align_corners=self.align_corners) for x in coarser]
         logits = self.head(torch.cat([finest, *enlarged], 1))
         size = images.shape[-2:]
         return SemanticRaw(full_size(logits, size, size, align_corners=self.align_corners))
-
-    def levels(self) -> Sequence[Sequence[nn.Module]]:
-        """The paper's 4 stages, then the head. See `SegmentationModel.levels`."""
-        return [*self.encoder.stages(), [self.head]]
-
-
-def _resized(x: Tensor, size: Sequence[int], align_corners: bool) -> Tensor:
-    """`x` (B, C, h, w) at another size (H, W)."""
-    if tuple(x.shape[-2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def _shape(
@@ -354,6 +330,6 @@ def _from_hub(shape: Shape, in_channels: int, own: dict[str, Tensor]) -> dict[st
     try:
         network: Any = timm.create_model(name, pretrained=True, in_chans=in_channels)
     except Exception as error:  # no network, no such file, and what else the hub's client raises
-        raise KirieError(f"timm cannot give {name!r} with weights from the hub: {error}") from error
+        raise no_hub(name, error) from error
     given = network.state_dict()
     return {key: given[key] for key in own}

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from kirie.classes import Classes
 from kirie.models.parts.checks import check_whole
 from kirie.models.parts.conv import ConvNorm
-from kirie.models.parts.encoder import build_encoder
+from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw, full_size
 
 
@@ -41,7 +41,7 @@ class LRASPP(SemanticModel):
         KirieError: when an argument is out of range or does not fit the encoder.
     """
 
-    advice = "Small computers and live video: the fewest parameters and operations, and coarser edges."
+    advice = "Small computers and live video: few operations, and coarser edges."
 
     def __init__(
         self,
@@ -60,10 +60,10 @@ class LRASPP(SemanticModel):
             encoder, in_channels, encoder_options, weights=encoder_weights, output_stride=output_stride
         )
         arguments = {
-            "encoder": encoder, "encoder_options": encoder_options, "output_stride": output_stride, "width": width,
+            "encoder": encoder, "encoder_options": body.options, "output_stride": output_stride, "width": width,
         }  # fmt: skip
         super().__init__(in_channels, classes, arguments, binary=binary, mean=body.mean, std=body.std)
-        self.encoder = body
+        self.encoder: Encoder = body
         self.low_index = body.at_stride(8)
         low, high = body.channels[self.low_index], body.channels[-1]
         self.project = ConvNorm(high, width)

@@ -23,7 +23,7 @@ from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models.parts.checks import check_dropout, check_flag, check_whole
 from kirie.models.parts.conv import BatchNorm, ConvNorm, FCNHead
-from kirie.models.parts.encoder import build_encoder
+from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw, full_size
 
 BINS = (1, 2, 3, 6)
@@ -146,22 +146,21 @@ class PSPNet(SemanticModel):
         check_dropout(dropout)
         check_flag("auxiliary", auxiliary)
         check_flag("align_corners", align_corners)
-        arguments = {
-            "encoder": encoder, "encoder_options": encoder_options, "output_stride": output_stride, "bins": tuple(bins),
-            "width": width, "dropout": dropout, "auxiliary": auxiliary, "align_corners": align_corners,
-        }  # fmt: skip
         body = build_encoder(
             encoder, in_channels, encoder_options, weights=encoder_weights, output_stride=output_stride
         )
+        arguments = {
+            "encoder": encoder, "encoder_options": body.options, "output_stride": output_stride, "bins": tuple(bins),
+            "width": width, "dropout": dropout, "auxiliary": auxiliary, "align_corners": align_corners,
+        }  # fmt: skip
         super().__init__(in_channels, classes, arguments, binary=binary, mean=body.mean, std=body.std)
         if auxiliary and len(body.channels) < 2:
             raise KirieError(f"{encoder!r} has a single stage, so nothing for the auxiliary head: set auxiliary=False.")
         self.align_corners = align_corners
-        self.encoder = body
+        self.encoder: Encoder = body
         self.head = PyramidHead(
             body.channels[-1], width, self.logit_channels, bins, dropout=dropout, align_corners=align_corners
         )
-        self.auxiliary: FCNHead | None = None
         if auxiliary:
             middle = max(width // 2, 1)
             self.auxiliary = FCNHead(body.channels[-2], middle, self.logit_channels, dropout=dropout, whole=True)
@@ -170,21 +169,16 @@ class PSPNet(SemanticModel):
         """Logits (B, K, H, W) for images (B, C, H, W) in [0, 1]; (B, K, h, w) where those cover the picture exactly."""
         height, width = images.shape[-2:]
         x = self.normalise(images)
-        (down, covered_down), (right, covered_right) = self._sizes(height), self._sizes(width)
+        down, right = self._sizes(height)[0], self._sizes(width)[0]
         if (down, right) != (height, width):
             x = F.pad(x, (0, right - width, 0, down - height), mode="replicate")
         features = self.encoder(x)
-        logits = self._full_size(self.head(features[-1]), (covered_down, covered_right), (height, width))
+        logits = self.covering(self.head(features[-1]), (height, width))
         return SemanticRaw(logits, None if self.auxiliary is None else features[-2])
 
-    def auxiliary_logits(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (B, K, h, w) of the second head, on the map before the last; see `SemanticModel`."""
-        if self.auxiliary is None:
-            return super().auxiliary_logits(features, size)
-        (_, covered_down), (_, covered_right) = self._sizes(size[0]), self._sizes(size[1])
-        return self._full_size(self.auxiliary(features), (covered_down, covered_right), size)
-
-    def _full_size(self, logits: Tensor, covered: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    def covering(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, K, h, w) brought to the picture from where their cells lie; see `SemanticModel`."""
+        covered = [self._sizes(side)[1] for side in size]
         return full_size(logits, covered, size, align_corners=self.align_corners)
 
     def _sizes(self, side: int) -> tuple[int, int]:

@@ -26,12 +26,12 @@ from torch.nn import functional as F
 
 from kirie.classes import Classes
 from kirie.errors import KirieError
+from kirie.models.parts.checks import check_dropout, check_whole
 from kirie.models.parts.conv import BatchNorm
-from kirie.models.parts.encoder import padded
+from kirie.models.parts.encoder import padded, pixel_statistics
+from kirie.models.parts.freezing import Freezable
 from kirie.models.parts.mit_weights import read_mit
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, on which the encoders learned
 
 
 class Size(NamedTuple):
@@ -149,7 +149,7 @@ class Stage(nn.Module):
         return _as_map(self.norm(_channels_last(self.blocks(self.patch(x)))))
 
 
-class MixTransformer(nn.Module):
+class MixTransformer(Freezable):
     """The encoder (MiT): four stages whose maps have 1/4, 1/8, 1/16 and 1/32 of the image's size, rounded up."""
 
     def __init__(
@@ -180,6 +180,20 @@ class MixTransformer(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps
+
+    def levels(self) -> list[list[nn.Module]]:
+        """The first patches, then each block (with the patches before it or the norm after it)."""
+        levels: list[list[nn.Module]] = []
+        for stage in self.stages:
+            assert isinstance(stage, Stage)
+            opening: list[nn.Module] = [stage.patch]
+            if not levels:
+                levels, opening = [opening], []
+            for block in stage.blocks:
+                levels.append([*opening, block])
+                opening = []
+            levels[-1].append(stage.norm)
+        return levels
 
 
 class Fuse(nn.Module):
@@ -226,7 +240,7 @@ class SegFormer(SemanticModel):
         decoder_width: channels of the decoder.
         drop_path: probability that the last block is left out in training (0 for the first, rising in a straight line).
         dropout: before the last layer, in training.
-        frozen_stages: the first so many stages of the encoder do not learn.
+        frozen_stages: the first so many stages of the encoder do not learn, and none of their blocks is left out.
         encoder_weights: None for random weights; the path of a published ImageNet encoder (the `pytorch_model.bin` or
             `model.safetensors` of `nvidia/mit-b0` and its like); or "hub" to download it (NVIDIA's licence allows
             research only). Used once and not kept in the model file.
@@ -265,44 +279,31 @@ class SegFormer(SemanticModel):
         for width, number in zip(shape["widths"], shape["heads"], strict=True):
             if width % number:
                 raise KirieError(f"{number} heads do not divide a width of {width}: give heads that do.")
-        width = usual["decoder_width"] if decoder_width is None else _whole("decoder_width", decoder_width, 1, 2**14)
-        _check(drop_path, dropout, frozen_stages)
+        width = usual["decoder_width"] if decoder_width is None else decoder_width
+        check_whole("decoder_width", width, 1, 2**14)
+        check_dropout(drop_path, "drop_path")
+        check_dropout(dropout)
+        check_whole("frozen_stages", frozen_stages, 0, 4)
         arguments = {
             "size": size, **given, "decoder_width": decoder_width, "drop_path": drop_path, "dropout": dropout,
             "frozen_stages": frozen_stages,
         }  # fmt: skip
-        rgb = type(in_channels) is int and in_channels == 3
-        mean, std = (MEAN, STD) if rgb else (None, None)
+        mean, std = pixel_statistics(in_channels)
         super().__init__(in_channels, classes, arguments, binary=binary, mean=mean, std=std)
-        self.encoder = MixTransformer(in_channels, **shape, drop_path=drop_path)
+        self.encoder: MixTransformer = MixTransformer(in_channels, **shape, drop_path=drop_path)
         self.fuse = Fuse(shape["widths"], width)
         self.norm = BatchNorm(width)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Conv2d(width, self.logit_channels, 1)
         if encoder_weights is not None:
             read_mit(self.encoder, encoder_weights, size)
-        for stage in list(self.encoder.stages)[:frozen_stages]:
-            stage.requires_grad_(False)
+        self.encoder.freeze(module for stage in self.encoder.stages[:frozen_stages] for module in stage.modules())
 
     def forward(self, images: Tensor) -> SemanticRaw:
         """Logits (B, K, ceil(H / 4), ceil(W / 4)) for images (B, C, H, W) in [0, 1]; `decode` resizes them."""
         maps = self.encoder(self.normalise(images))
         fused = F.relu(self.norm(self.fuse(maps)), inplace=True)  # (B, D, h, w)
         return SemanticRaw(self.head(self.dropout(fused)))
-
-    def levels(self) -> list[list[nn.Module]]:
-        """The first patches, each block (with the patches before it or the norm after it), the decoder."""
-        levels: list[list[nn.Module]] = [[]]
-        for stage in self.encoder.stages:
-            assert isinstance(stage, Stage)
-            opening: list[nn.Module] = [stage.patch]
-            if not levels[0]:
-                levels, opening = [opening], []
-            for block in stage.blocks:
-                levels.append([*opening, block])
-                opening = []
-            levels[-1].append(stage.norm)
-        return [*levels, [self.fuse, self.norm, self.head]]
 
 
 def _as_map(x: Tensor) -> Tensor:
@@ -327,23 +328,12 @@ def _start(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def _whole(name: str, value: object, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise KirieError(f"{name} must be a whole number from {low} to {high}, got {value!r:.80}.")
-    return value
-
-
 _MOST = {"widths": 2**14, "depths": 256, "heads": 2**10, "reductions": 64, "expansions": 64}
 
 
 def _four(name: str, values: object) -> tuple[int, ...]:
     if not isinstance(values, list | tuple) or len(values) != 4:
         raise KirieError(f"{name} must be a list of 4 whole numbers, one for each stage, got {values!r:.80}.")
-    return tuple(_whole(name, value, 1, _MOST[name]) for value in values)
-
-
-def _check(drop_path: object, dropout: object, frozen_stages: object) -> None:
-    for name, value in (("drop_path", drop_path), ("dropout", dropout)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-            raise KirieError(f"{name} must be a number from 0 to below 1, got {value!r:.80}.")
-    _whole("frozen_stages", frozen_stages, 0, 4)
+    for value in values:
+        check_whole(name, value, 1, _MOST[name])
+    return tuple(values)

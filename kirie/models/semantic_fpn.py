@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models.parts.checks import check_whole
-from kirie.models.parts.encoder import build_encoder
+from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.fpn import FPN, SemanticFPNHead
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw
 
@@ -69,14 +69,14 @@ class SemanticFPN(SemanticModel):
         check_whole("width", width, 1, 4096)
         _check_row("mean", mean)
         _check_row("std", std)
+        body = build_encoder(encoder, in_channels, encoder_options, weights=encoder_weights)
         arguments = {
-            "encoder": encoder, "encoder_options": encoder_options, "channels": channels, "width": width,
+            "encoder": encoder, "encoder_options": body.options, "channels": channels, "width": width,
             "mean": mean, "std": std,
         }  # fmt: skip
-        body = build_encoder(encoder, in_channels, encoder_options, weights=encoder_weights)
         own = {"mean": body.mean if mean is None else mean, "std": body.std if std is None else std}
         super().__init__(in_channels, classes, arguments, binary=binary, **own)
-        self.encoder = body
+        self.encoder: Encoder = body
         self.unused = sum(1 for stride in body.strides if stride < FINEST)
         strides = body.strides[self.unused :]
         if not strides:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from kirie.classes import Classes
 from kirie.errors import KirieError
+from kirie.models.parts.checks import check_flag, check_whole
 from kirie.models.parts.encoder import Encoder, build_encoder, padded
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw
 
@@ -133,6 +134,7 @@ class UNet(SemanticModel):
         body = None
         if encoder is not None:
             body = build_encoder(encoder, in_channels, encoder_options, stages=depth, weights=encoder_weights)
+            arguments["encoder_options"] = body.options
         mean, std = (None, None) if body is None else (body.mean, body.std)
         super().__init__(in_channels, classes, arguments, binary=binary, mean=mean, std=std)
         options = {"bias": bias, "valid": valid, "norm": norm}
@@ -189,12 +191,10 @@ class UNet(SemanticModel):
 
 def _check(arguments: Mapping[str, Any]) -> None:
     for name in ("bias", "norm", "valid", "skip", "standardise"):
-        if not isinstance(arguments[name], bool):
-            raise KirieError(f"{name} must be true or false, got {arguments[name]!r:.80}.")
-    for name, most in (("width", 1024), ("depth", MAX_DEPTH)):
-        value = 1 if name == "depth" and arguments[name] is None else arguments[name]
-        if type(value) is not int or not 1 <= value <= most:
-            raise KirieError(f"{name} must be a whole number from 1 to {most}, got {value!r:.80}.")
+        check_flag(name, arguments[name])
+    check_whole("width", arguments["width"], 1, 1024)
+    if arguments["depth"] is not None:
+        check_whole("depth", arguments["depth"], 1, MAX_DEPTH)
     if arguments["up"] not in ("transposed", "bilinear"):
         raise KirieError(f'up must be "transposed" or "bilinear", got {arguments["up"]!r:.80}.')
     if arguments["valid"] and arguments["encoder"] is not None:

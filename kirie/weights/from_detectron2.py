@@ -1,6 +1,6 @@
-"""Checkpoints of Detectron2 (code: Apache-2.0; its model zoo states CC BY-SA 3.0 for the weights): Semantic FPN.
+"""Checkpoints that Detectron2 (code: Apache-2.0) wrote in training: Semantic FPN, of which no weights are public.
 
-Written from the tensor names of the model zoo and of the files that Detectron2 writes in training:
+Written from the tensor names of its model zoo's Panoptic FPN and of the files that it writes in training:
 `backbone.bottom_up` is a ResNet or ResNeXt (`stem`, `res2` to `res5`), `backbone.fpn_lateralN` and `fpn_outputN` are
 the pyramid, `sem_seg_head` is the semantic head. Its networks take pictures in the order blue, green, red and in
 0..255: the first convolution is turned round here, mean and deviation are divided by 255.
@@ -10,33 +10,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
 from kirie.class_lists import ADE20K, CITYSCAPES, COCO_STUFF
-from kirie.classes import Classes
 from kirie.errors import KirieError
+from kirie.weights.structure import axis, known_classes, resnet
 from kirie.weights.translation import Translation
 
 _BODY = "backbone.bottom_up."
 _PIXELS = ("pixel_mean", "pixel_std")
-# (Blocks per stage, groups, width of a group) -> timm's name for the same graph.
-_ENCODERS: dict[tuple[tuple[int, ...], int, int], str] = {
-    ((3, 4, 6, 3), 1, 64): "resnet50",
-    ((3, 4, 23, 3), 1, 64): "resnet101",
-    ((3, 8, 36, 3), 1, 64): "resnet152",
-    ((3, 4, 6, 3), 32, 4): "resnext50_32x4d",
-    ((3, 4, 23, 3), 32, 4): "resnext101_32x4d",
-    ((3, 4, 23, 3), 32, 8): "resnext101_32x8d",
-}
 # The configurations' numbers, blue, green, red. ResNets begin from MSRA's weights, ResNeXts from FAIR's.
 _MEAN = (103.53, 116.28, 123.675)
 _STD = {"resnet": (1.0, 1.0, 1.0), "resnext": (57.375, 57.12, 58.395)}
 _CLASSES = {
-    54: (COCO_STUFF, "COCO panoptic: all things as one, then the 53 stuff classes"),
-    150: (ADE20K, "ADE20K"),
-    19: (CITYSCAPES, "Cityscapes"),
+    "COCO panoptic: all things as one, then the 53 stuff classes": COCO_STUFF,
+    "ADE20K": ADE20K,
+    "Cityscapes": CITYSCAPES,
 }
 
 
@@ -68,12 +59,13 @@ def _semantic_fpn(state: Mapping[str, Tensor]) -> Translation:
             raise KirieError(f"A Semantic FPN of Detectron2 has no entry {name!r:.120}.")
         if new is not None:
             renamed[new] = tensor
-    encoder, options = _encoder(state)
+    encoder = resnet(state, f"{_BODY}res{{}}", first=2)
+    learned = any(name.startswith(_BODY) and name.endswith(".num_batches_tracked") for name in state)
     pixels = _pixels(state, encoder)
     if pixels.reversed:
         renamed["encoder.body.conv1.weight"] = renamed["encoder.body.conv1.weight"].flip(1)
-    options |= {"stride_first": pixels.stride_first}
-    classes, assumed = _classes(_axis(state, "sem_seg_head.predictor.weight", 0))
+    options = {"frozen_norm": not learned, "stride_first": pixels.stride_first}
+    classes, assumed = known_classes(axis(state, "sem_seg_head.predictor.weight", 0), _CLASSES)
     assumed["encoder_options"] = (
         f"stride_first is {str(pixels.stride_first).lower()} (STRIDE_IN_1X1), as in the configurations for pictures "
         f"{'divided by their deviation' if not pixels.stride_first else 'that are not divided by their deviation'}; "
@@ -82,13 +74,13 @@ def _semantic_fpn(state: Mapping[str, Tensor]) -> Translation:
     )
     return Translation(
         architecture="semantic_fpn",
-        in_channels=_axis(state, f"{_BODY}stem.conv1.weight", 1),
+        in_channels=axis(state, f"{_BODY}stem.conv1.weight", 1),
         classes=classes,
         arguments={
             "encoder": encoder,
             "encoder_options": options,
-            "channels": _axis(state, "backbone.fpn_output2.weight", 0),
-            "width": _axis(state, "sem_seg_head.p2.0.weight", 0),
+            "channels": axis(state, "backbone.fpn_output2.weight", 0),
+            "width": axis(state, "sem_seg_head.p2.0.weight", 0),
             "mean": pixels.mean,
             "std": pixels.std,
         },
@@ -161,25 +153,9 @@ def _semantic_head(name: str) -> str | None:
     return match and f"head.branches.{int(match[1]) - 2}.{match[2]}.{1 if match[3] else 0}.{match[4]}"
 
 
-def _encoder(state: Mapping[str, Tensor]) -> tuple[str, dict[str, Any]]:
-    """Timm's name of the encoder, and the options that its tensors tell."""
-    blocks = tuple(_count(state, f"{_BODY}res{stage}.{{}}.conv1.weight") for stage in range(2, 6))
-    width = _axis(state, f"{_BODY}res2.0.conv1.weight", 0)
-    inner = max(_axis(state, f"{_BODY}res2.0.conv2.weight", 1), 1)
-    groups = width // inner
-    name = _ENCODERS.get((blocks, groups, inner))
-    if name is None:
-        raise KirieError(
-            f"Its encoder has {blocks} blocks per stage and {groups} groups of {inner} channels; kirie knows "
-            f"{', '.join(_ENCODERS.values())}."
-        )
-    learned = any(entry.startswith(_BODY) and entry.endswith(".num_batches_tracked") for entry in state)
-    return name, {"frozen_norm": not learned}
-
-
 def _pixels(state: Mapping[str, Tensor], encoder: str) -> _Pixels:
     """Mean, deviation and order of the colours: as the file has them, otherwise as the configurations do."""
-    channels = _axis(state, f"{_BODY}stem.conv1.weight", 1)
+    channels = axis(state, f"{_BODY}stem.conv1.weight", 1)
     assumed = {}
     if all(name in state for name in _PIXELS):
         # Rounded to what float32 holds of numbers around 100, so that 103.53 is 103.53 again.
@@ -205,23 +181,3 @@ def _pixels(state: Mapping[str, Tensor], encoder: str) -> _Pixels:
         stride_first=all(value == 1 for value in std),
         assumed=assumed,
     )
-
-
-def _classes(count: int) -> tuple[Classes | int, dict[str, str]]:
-    if count not in _CLASSES:
-        return count, {}
-    classes, words = _CLASSES[count]
-    return classes, {"classes": f"the {count} classes are taken for those of {words}, in its order"}
-
-
-def _count(state: Mapping[str, object], name: str) -> int:
-    count = 0
-    while name.format(count) in state:
-        count += 1
-    return count
-
-
-def _axis(state: Mapping[str, Tensor], name: str, axis: int) -> int:
-    if name not in state or not isinstance(state[name], Tensor) or state[name].ndim != 4:
-        raise KirieError(f"The checkpoint lacks {name} with 4 axes; it is cut short or of another layout.")
-    return int(state[name].shape[axis])

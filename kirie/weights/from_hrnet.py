@@ -13,13 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from kirie.class_lists import ADE20K, CITYSCAPES
-from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models.hrnet import SIZES, Shape
-from kirie.weights.layouts import axis, count
+from kirie.weights.structure import axis, count, known_classes
 from kirie.weights.translation import Translation
 
-_CLASSES = {19: (CITYSCAPES, "Cityscapes"), 150: (ADE20K, "ADE20K")}  # as the releases have them
+_CLASSES = {"Cityscapes": CITYSCAPES, "ADE20K": ADE20K}  # as the releases have them
 _FIRST = "stage2.0.branches.0.0.conv1.weight"
 _LAYOUT = "HRNet-Semantic-Segmentation"
 _ALIGNED = (
@@ -60,11 +59,7 @@ def translate(state: Mapping[str, Tensor]) -> Translation:
     arguments = _arguments(_shape(network))
     aligned = not prefix and arguments.get("size") == "w48"
     assumed = {"align_corners": f"{str(aligned).lower()}, {_ALIGNED if aligned else _NOT_ALIGNED}"}
-    outputs = axis(network, "last_layer.3.weight", 0)
-    classes: Classes | int = outputs
-    if outputs in _CLASSES:
-        classes, known_as = _CLASSES[outputs]
-        assumed["classes"] = f"the {outputs} classes are taken for those of {known_as}, in its order"
+    classes, taken = known_classes(axis(network, "last_layer.3.weight", 0), _CLASSES)
     return Translation(
         architecture="hrnet",
         in_channels=axis(network, "conv1.weight", 1),
@@ -72,7 +67,7 @@ def translate(state: Mapping[str, Tensor]) -> Translation:
         arguments=arguments | {"align_corners": aligned},
         state=renamed,
         dropped=dropped,
-        assumed=assumed,
+        assumed=assumed | taken,
     )
 
 

@@ -17,6 +17,7 @@ from kirie.class_lists import ADE20K, CITYSCAPES
 from kirie.errors import KirieError
 from kirie.models.parts.mit_weights import joined, mit_name
 from kirie.models.segformer import EXPANSIONS, HEADS, REDUCTIONS, SIZES
+from kirie.weights.structure import axis, known_classes
 from kirie.weights.translation import Translation
 
 _HEAD = (
@@ -25,7 +26,7 @@ _HEAD = (
     (r"decode_head\.batch_norm\.(\w+)", r"norm.\1"),
     (r"decode_head\.classifier\.(weight|bias)", r"head.\1"),
 )
-_CLASSES = {150: ADE20K, 19: CITYSCAPES}  # of the public files
+_CLASSES = {"ADE20K": ADE20K, "Cityscapes": CITYSCAPES}  # of the public files
 _STAGES = range(4)
 
 
@@ -54,17 +55,17 @@ def translate(state: Mapping[str, Tensor]) -> Translation:
             raise KirieError(f"{name!r:.120} is in the checkpoint a second time, under its other name.")
         renamed[new] = tensor
     found = joined(renamed)
-    if "fuse.mix.weight" in found:  # a 1 x 1 convolution there
-        found["fuse.mix.weight"] = _shaped(found, "fuse.mix.weight", 4).flatten(1)
-    arguments, assumed = _arguments(found)
-    count = int(_shaped(found, "head.weight", 4).shape[0])
+    decoder = axis(found, "fuse.mix.weight", 0)  # a 1 x 1 convolution there
+    found["fuse.mix.weight"] = found["fuse.mix.weight"].flatten(1)
+    arguments, assumed = _arguments(found, decoder)
+    classes, taken = known_classes(axis(found, "head.weight", 0), _CLASSES)
     return Translation(
         architecture="segformer",
-        in_channels=int(_shaped(found, "encoder.stages.0.patch.proj.weight", 4).shape[1]),
-        classes=_CLASSES.get(count, count),
+        in_channels=axis(found, "encoder.stages.0.patch.proj.weight", 1),
+        classes=classes,
         arguments=arguments,
         state=found,
-        assumed=assumed,
+        assumed=assumed | taken,
     )
 
 
@@ -79,16 +80,10 @@ def _renamed(name: str) -> str | None:
     return None
 
 
-def _shaped(state: Mapping[str, Tensor], name: str, axes: int) -> Tensor:
-    if name not in state or state[name].ndim != axes or 0 in state[name].shape:
-        raise KirieError(f"The checkpoint lacks {name} with {axes} axes; it is cut short or of another layout.")
-    return state[name]
-
-
-def _arguments(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str]]:
-    """The constructor's arguments by the shapes, and what the shapes cannot tell."""
+def _arguments(state: Mapping[str, Tensor], decoder: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """The constructor's arguments by the shapes and the decoder's width, and what the shapes cannot tell."""
     stages = [f"encoder.stages.{i}" for i in _STAGES]
-    widths = tuple(int(_shaped(state, f"{stage}.patch.proj.weight", 4).shape[0]) for stage in stages)
+    widths = tuple(axis(state, f"{stage}.patch.proj.weight", 0) for stage in stages)
     # Different numbers are counted, not the highest one taken: a forged name must not ask for a billion blocks.
     blocks = (re.match(r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.", name) for name in state)
     numbers = {(int(match[1]), int(match[2])) for match in blocks if match}
@@ -98,10 +93,9 @@ def _arguments(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, s
         for name in (f"{stage}.blocks.0.attention.reduce.weight" for stage in stages)
     )
     expansions = tuple(
-        int(_shaped(state, f"{stage}.blocks.0.ffn.expand.weight", 2).shape[0]) // width
+        axis(state, f"{stage}.blocks.0.ffn.expand.weight", 0, axes=2) // width
         for stage, width in zip(stages, widths, strict=True)
     )
-    decoder = int(_shaped(state, "fuse.mix.weight", 2).shape[0])
     size = next((name for name, each in SIZES.items() if each == (widths, depths, decoder)), None)
     arguments: dict[str, Any] = {"size": size}
     if size is None:

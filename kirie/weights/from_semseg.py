@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from kirie.class_lists import ADE20K, CITYSCAPES, VOC
-from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models.pspnet import BINS
+from kirie.weights.structure import axis, count, known_classes, resnet
 from kirie.weights.translation import Translation
 
 _LAYOUT = "hszhao/semseg"
-_ENCODERS = {(3, 4, 6, 3): "resnet50s", (3, 4, 23, 3): "resnet101s", (3, 8, 36, 3): "resnet152s"}
-_CLASSES = {150: (ADE20K, "ADE20K"), 21: (VOC, "Pascal VOC"), 19: (CITYSCAPES, "Cityscapes")}
+_ENCODERS = ("resnet50", "resnet101", "resnet152")
+_CLASSES = {"ADE20K": ADE20K, "Pascal VOC": VOC, "Cityscapes": CITYSCAPES}
 _STEM = {"0": "conv1.0", "1": "conv1.1", "3": "conv1.3", "4": "conv1.4", "6": "conv1.6", "7": "bn1"}
 _LAYERS = {
     "cls": {"0": "head.mix", "1": "head.norm", "4": "head.classifier"},
@@ -51,27 +51,22 @@ def translate(state: Mapping[str, Tensor]) -> Translation:
         if new is None or not isinstance(tensor, Tensor):
             raise KirieError(f"A PSPNet checkpoint in the layout of {_LAYOUT} has no entry {name!r:.120}.")
         renamed[new] = tensor
-    blocks = tuple(_count(state, f"layer{stage}.{{}}.conv1.weight") for stage in range(1, 5))
-    if blocks not in _ENCODERS:
-        raise KirieError(f"Its encoder has {blocks} blocks per stage; kirie knows ResNets of {list(_ENCODERS)}.")
-    branches = _count(state, "ppm.features.{}.1.weight")
+    encoder = resnet(state, "layer{}")
+    if encoder not in _ENCODERS:
+        raise KirieError(f"Its encoder has the blocks of {encoder}; the project has {', '.join(_ENCODERS)}.")
+    branches = count(state, "ppm.features.{}.1.weight")
     if branches != len(BINS):
         raise KirieError(f"Its pyramid has {branches} branches; the releases have {len(BINS)}, with the bins {BINS}.")
-    count = _axis(state, "cls.4.weight", 0)
-    classes: Classes | int = count
-    assumed = {}
-    if count in _CLASSES:
-        classes, known_as = _CLASSES[count]
-        assumed["classes"] = f"the {count} classes are taken for those of {known_as}, in its order"
+    classes, assumed = known_classes(axis(state, "cls.4.weight", 0), _CLASSES)
     return Translation(
         architecture="pspnet",
-        in_channels=_axis(state, "layer0.0.weight", 1),
+        in_channels=axis(state, "layer0.0.weight", 1),
         classes=classes,
         arguments={
-            "encoder": _ENCODERS[blocks],
+            "encoder": f"{encoder}s",  # with the stem of three convolutions
             "encoder_options": {"dilate_first": True},
             "output_stride": 8,
-            "width": _axis(state, "cls.0.weight", 0),
+            "width": axis(state, "cls.0.weight", 0),
             "auxiliary": "aux.4.weight" in state,
             "align_corners": True,
         },
@@ -91,16 +86,3 @@ def _renamed(name: str) -> str | None:
     if match := re.fullmatch(r"(cls|aux)\.([014])\.(\w+)", name):
         return f"{_LAYERS[match[1]][match[2]]}.{match[3]}"
     return None
-
-
-def _count(state: Mapping[str, object], name: str) -> int:
-    count = 0
-    while name.format(count) in state:
-        count += 1
-    return count
-
-
-def _axis(state: Mapping[str, Tensor], name: str, axis: int) -> int:
-    if name not in state or state[name].ndim != 4:
-        raise KirieError(f"The checkpoint lacks {name} with 4 axes; it is cut short or of another layout.")
-    return int(state[name].shape[axis])

@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kirie.classes import Classes
+from kirie.class_lists import VOC
 from kirie.errors import KirieError
-from kirie.weights.layouts import aspp, axis, block_place, count, resnet
+from kirie.weights.structure import aspp, axis, block_place, count, known_classes, resnet
 from kirie.weights.translation import Translation
 
 _DEEPLAB, _FCN, _LRASPP = "classifier.0.convs.0.0.weight", "classifier.0.weight", "classifier.cbr.0.weight"
@@ -63,12 +63,14 @@ def translate(state: Mapping[str, Tensor]) -> Translation:
         renamed[new] = tensor
     last = {"deeplabv3": "classifier.4", "fcn": "classifier.4", "lraspp": "classifier.low_classifier"}[architecture]
     stem = next(name for name in _STEM.values() if name in state)
+    classes, assumed = known_classes(axis(state, f"{last}.weight", 0), {"Pascal VOC": VOC})
     return Translation(
         architecture=architecture,
         in_channels=axis(state, stem, 1),
-        classes=_classes(axis(state, f"{last}.weight", 0)),
+        classes=classes,
         arguments=encoder | arguments,
         state=renamed,
+        assumed=assumed,
     )
 
 
@@ -136,7 +138,7 @@ def _lraspp(name: str) -> str | None:
 def _backbone(state: Mapping[str, object]) -> tuple[dict[str, Any], Callable[[str], str | None]]:
     """The arguments of the encoder, and how names within `backbone.` translate."""
     if _STEM["resnet"] in state:
-        name = resnet(state, "backbone.")
+        name = resnet(state, "backbone.layer{}")
         # Torchvision cannot dilate the ResNets of basic blocks.
         stride = 8 if "backbone.layer1.0.conv3.weight" in state else 32
         arguments: dict[str, Any] = {"encoder": name, "encoder_options": None, "output_stride": stride}
@@ -186,10 +188,3 @@ def _mobilenet(index: int, inner: str, blocks: list[list[int]], layout: tuple[in
     if len(own) not in _ROLES or int(match[1]) not in own:
         return None
     return f"{before}.{_ROLES[len(own)][own.index(int(match[1]))][int(match[2])]}.{match[3]}"
-
-
-def _classes(number: int) -> Classes | int:
-    """The classes of VOC for 21, as in the releases; otherwise the number."""
-    from kirie.class_lists import VOC
-
-    return VOC if number == len(VOC) else number

@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from kirie.classes import Classes
+from kirie.class_lists import CITYSCAPES, VOC
 from kirie.errors import KirieError
-from kirie.weights.layouts import aspp, axis, block_place, count, resnet
+from kirie.weights.structure import aspp, axis, block_place, count, known_classes, resnet
 from kirie.weights.translation import Translation
 
 _PLUS, _PLAIN = "classifier.project.0.weight", "classifier.classifier.0.convs.0.0.weight"
@@ -48,11 +48,13 @@ def translate(state: Mapping[str, Tensor]) -> Translation:
         if new is None or not isinstance(tensor, Tensor) or new in renamed:
             raise KirieError(f"A checkpoint in the layout of VainF/DeepLabV3Plus-Pytorch has no entry {name!r:.120}.")
         renamed[new] = tensor
+    lists = {"Pascal VOC": VOC, "Cityscapes": CITYSCAPES}
+    classes, assumed = known_classes(axis(state, f"{last}.weight", 0), lists)
     own = {"low_width": axis(state, _PLUS, 0)} if plus else {"auxiliary": False}
     return Translation(
         architecture="deeplabv3plus" if plus else "deeplabv3",
         in_channels=axis(state, stem, 1),
-        classes=_classes(axis(state, f"{last}.weight", 0)),
+        classes=classes,
         arguments={
             **encoder,
             "output_stride": 16,
@@ -63,7 +65,8 @@ def translate(state: Mapping[str, Tensor]) -> Translation:
             **own,
         },
         state=renamed,
-        assumed={
+        assumed=assumed
+        | {
             "output_stride": "16 with rates 6, 12 and 18, as in all releases; the tensors cannot tell. A network that "
             "was trained with --output_stride 8 has 8 with rates 12, 24 and 36."
         },
@@ -87,7 +90,7 @@ def _head(name: str, plus: bool, branches: int) -> str | None:
 def _backbone(state: Mapping[str, object]) -> tuple[dict[str, Any], Callable[[str], str | None], str]:
     """The arguments of the encoder, how names within `backbone.` translate, and the name of the first convolution."""
     if _RESNET in state and "backbone.layer4.0.conv1.weight" in state:
-        arguments = {"encoder": resnet(state, "backbone."), "encoder_options": None}
+        arguments = {"encoder": resnet(state, "backbone.layer{}"), "encoder_options": None}
         return arguments, lambda name: f"encoder.body.{name}", _RESNET
     if _MOBILENET in state:
         return {"encoder": "mobilenetv2_100", "encoder_options": {"pad_first": True}}, _mobilenet, _MOBILENET
@@ -109,10 +112,3 @@ def _mobilenet(name: str) -> str | None:
     others = {"0.0": "conv_pw", "0.1": "bn1", "1.0": "conv_dw", "1.1": "bn2", "2": "conv_pwl", "3": "bn3"}
     own = (first if index == 0 else others).get(match[2])
     return None if own is None else f"encoder.body.{block_place(index, _ROWS)}.{own}.{match[3]}"
-
-
-def _classes(number: int) -> Classes | int:
-    """The classes of VOC for 21 and of Cityscapes for 19, as in the releases; otherwise the number."""
-    from kirie.class_lists import CITYSCAPES, VOC
-
-    return {len(VOC): VOC, len(CITYSCAPES): CITYSCAPES}.get(number, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,17 @@ from torch import Tensor
 
 from kirie import class_lists
 from kirie.classes import Classes
-from kirie.errors import KirieError
+from kirie.errors import KirieError, counted
 from kirie.lookup import look_up
 from kirie.models import model_class
-from kirie.models.contract import InputFacts, SegmentationModel, not_finite
+from kirie.models.contract import InputFacts, SegmentationModel, unsound
 from kirie.weights import PUBLISHERS
 from kirie.weights.read import read_state, unwrapped
-from kirie.weights.releases import RELEASES, Release, find_release, named
+from kirie.weights.releases import find_release, named
 from kirie.weights.translation import Translation
 
 Changes = Mapping[str, Any] | Sequence[str]
+MAX_CONFIG = 2**22  # bytes of a config.json; one with a thousand classes has 60,000
 
 
 def import_checkpoint(
@@ -37,7 +39,7 @@ def import_checkpoint(
         changes: arguments of the architecture to set otherwise than recognised, by name or as "name=value" in YAML;
             needed only where the entries cannot tell, which `Translation.assumed` says. `classes` takes a list of
             names or the name of a list in `kirie.class_lists`.
-        release: the row of `RELEASES` that the file is, where its contents and its name do not tell.
+        release: the row of `RELEASES` that the file is, where its checksum does not tell.
 
     Raises:
         KirieError: when the file cannot be read safely, no publisher's layout fits, a tensor is missing, unknown or of
@@ -47,14 +49,37 @@ def import_checkpoint(
     state, dropped = unwrapped(read_state(path), path)
     translation = translate(state, path)
     translation = replace(translation, dropped={**dropped, **translation.dropped})
-    known = _released(path, translation, release)
-    given = {**(known.arguments if known else {}), **_given(changes)}
-    translation = _changed(translation, given)
+    if release is None:
+        release = find_release(path, translation)
+    else:
+        _check_release(path, translation, release)
+    settled = named(release).settled() if release else names_beside(path, translation)
+    translation = replace(_changed(translation, {**settled, **_given(changes)}), release=release)
     model = _built(translation, path)
-    if known is not None:
-        model.inputs = InputFacts(known.short_side, known.patch)
-        translation = replace(translation, release=next(name for name, row in RELEASES.items() if row is known))
+    if release is not None:
+        model.inputs = InputFacts(named(release).short_side, named(release).patch)
     return model, translation
+
+
+def names_beside(path: Path, translation: Translation) -> dict[str, list[str]]:
+    """The class names that Hugging Face keeps in a `config.json` beside the weights, as `classes`; {} without any."""
+    config = path.parent / "config.json"
+    if translation.publisher != "huggingface" or not config.is_file() or config.stat().st_size > MAX_CONFIG:
+        return {}
+    try:
+        given = json.loads(config.read_text(encoding="utf-8"))["id2label"]
+        names = [given[str(number)] for number in range(len(given))]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return {}  # the names are a courtesy; what cannot be read leaves the classes numbered
+    count = translation.classes if isinstance(translation.classes, int) else len(translation.classes)
+    plain = all(isinstance(name, str) and name.strip() for name in names) and len(set(names)) == len(names)
+    if not plain or len(names) != count or count < 2 or all(name.startswith("LABEL_") for name in names):
+        return {}
+    if not isinstance(translation.classes, int) and [n.lower() for n in names] == [
+        n.lower() for n in translation.classes.names
+    ]:
+        return {}  # the list that was recognised, which has colours too
+    return {"classes": names}
 
 
 def translate(state: Mapping[str, Any], path: Path) -> Translation:
@@ -68,27 +93,23 @@ def translate(state: Mapping[str, Any], path: Path) -> Translation:
             try:
                 translation: Translation = look_up(row)(state)
             except KirieError as error:
-                raise KirieError(f"{path} looks like a checkpoint of {name}, but: {error}") from error
+                raise KirieError(f"{path} looks like a checkpoint of {name}. {error}") from error
             return replace(translation, publisher=name)
     names = ", ".join(f"{name:.80}" for name in list(state)[:4])
     raise KirieError(
-        f"{path} has the layout of no publisher that kirie knows ({', '.join(PUBLISHERS)}); it has {len(state)} "
-        f"entries" + (f", which begin {names}." if names else ".")
+        f"{path} has the layout of no publisher that kirie knows ({', '.join(PUBLISHERS)}); it has "
+        f"{counted(len(state), 'entry', 'entries')}" + (f", which begin {names}." if names else ".")
     )
 
 
-def _released(path: Path, translation: Translation, name: str | None) -> Release | None:
-    """The release that the file is: as stated, else as its contents or name say; None when that is not known."""
-    if name is None:
-        return find_release(path, translation)
-    row = named(name)
-    if not row.fits(translation):
+def _check_release(path: Path, translation: Translation, name: str) -> None:
+    """Raises a KirieError when there is no such release or the file has another form."""
+    if not named(name).fits(translation):
         classes = translation.classes if isinstance(translation.classes, int) else len(translation.classes)
         raise KirieError(
             f"{path} is not {name}: it holds {translation.publisher}'s {translation.architecture} with {classes} "
             f"classes and {dict(translation.arguments)!r:.200}."
         )
-    return row
 
 
 def _given(changes: Changes) -> dict[str, Any]:
@@ -154,9 +175,9 @@ def _built(translation: Translation, path: Path) -> SegmentationModel:
     except (KirieError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise KirieError(f"{path} does not fit the {translation.architecture} it looks like: {error}") from error
     model.load_state_dict(translation.state, strict=False)  # all there, as compared, but for batch counters
-    broken = not_finite(model)
-    if broken:
-        raise KirieError(f"{path} holds NaN or infinity in {len(broken)} tensors, the first is {broken[0]!r}.")
+    wrong = unsound(model)
+    if wrong is not None:
+        raise KirieError(f"{path} holds {wrong}.")
     return model.eval()
 
 

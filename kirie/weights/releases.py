@@ -28,13 +28,13 @@ class Release:
         publisher: the row of `PUBLISHERS` that translates it.
         architecture: the row of `MODELS` that it becomes.
         form: arguments of the model that tell it from the publisher's other releases.
-        file: its name.
+        file: its name, often the default name of the publisher's own training, which proves nothing.
         page: where the publisher offers it.
         url: where it can be fetched directly; None when it must be fetched by hand from the page.
         folder: the end of the folder's name that it lies in, for names such as pytorch_model.bin that say nothing.
         sha256: the first hexadecimal digits of its checksum, where the publisher states them.
         count: how many classes it tells apart.
-        classes: the name of their list in `kirie.class_lists`; None when they are not named.
+        classes: the name of their list in `kirie.class_lists`, which settles them; None when they are not named.
         data: what it was trained on.
         score: as published, in per cent.
         metric: what the score is.
@@ -80,10 +80,12 @@ class Release:
             return "without a published score that kirie knows"
         return f"{self.score:g} {self.metric} (as stated by {self.source})"
 
-    def is_file(self, path: Path, digest: str) -> bool:
-        """Whether a file is this release by its checksum, or by its name where no checksum is known."""
-        if self.sha256 is not None:
-            return digest.startswith(self.sha256)
+    def settled(self) -> dict[str, Any]:
+        """The arguments that need not be assumed once a file is known to be this release, its classes among them."""
+        return {**({"classes": self.classes} if self.classes else {}), **self.arguments}
+
+    def is_called(self, path: Path) -> bool:
+        """Whether a file has this release's name and place, as a file that the user trained may have too."""
         places = path.absolute().parts[:-1]
         within = self.folder is None or any(part.endswith(self.folder) for part in places)
         return path.name == self.file and within
@@ -102,15 +104,14 @@ def named(name: str) -> Release:
     return RELEASES[name]
 
 
-def find_release(path: Path, translation: Translation) -> Release | None:
-    """The release that a file is, or None when neither its contents nor its name tell."""
-    rows = [row for row in RELEASES.values() if row.fits(translation)]
-    if not rows:
+def find_release(path: Path, translation: Translation) -> str | None:
+    """The name of the release that a file is by its checksum, or None where no known checksum is its own."""
+    known = {row.sha256: name for name, row in alike(translation).items() if row.sha256 is not None}
+    if not known:
         return None
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    found = [row for row in rows if row.is_file(path, digest)]
-    return found[0] if len(found) == 1 else None
+    return next((name for start, name in known.items() if digest.startswith(start)), None)
 
 
 def alike(translation: Translation) -> dict[str, Release]:

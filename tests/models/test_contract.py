@@ -30,15 +30,28 @@ SMALL = {  # arguments that make each architecture quick
     "semantic_fpn": {"encoder": "test_efficientnet", "channels": 16, "width": 16},
     "unet": {"width": 4, "depth": 2},
 }
+OPTIONS = [  # of a model's own or of its encoder: parts that do not learn, and encoders put together otherwise
+    ("deeplabv3", {"output_stride": 16, "encoder_options": {"frozen_stages": 2}}),
+    ("deeplabv3plus", {"output_stride": 8, "encoder_options": {"pad_first": True, "frozen_norm": True}}),
+    ("fcn", {"output_stride": 32, "encoder_options": {"frozen_norm": True, "norm_eps": 0.01}}),
+    ("hrnet", {"frozen_norm": True}),
+    ("hrnet", {"frozen_stages": 2, "align_corners": True}),
+    ("lraspp", {"encoder_options": {"first_blocks": True, "frozen_stages": 2}}),
+    ("pspnet", {"align_corners": False, "encoder_options": {"dilate_first": True, "frozen_norm": True}}),
+    ("segformer", {"frozen_stages": 2}),
+    ("semantic_fpn", {"encoder_options": {"norm_eps": 0.01, "frozen_stages": 3}}),
+    ("unet", {"encoder": "test_efficientnet", "depth": 3, "encoder_options": {"frozen_stages": 1}}),
+]
 RESULTS = {"semantic": SemanticMap, "instance": Instances, "panoptic": PanopticMap}
 SIZES = [(1, 1), (17, 33), (97, 203)]
 
 each_model = pytest.mark.parametrize("name", MODELS)
+each_option = pytest.mark.parametrize(("name", "options"), OPTIONS)
 
 
-def build(name, in_channels=3, classes=2):
+def build(name, in_channels=3, classes=2, **options):
     torch.manual_seed(0)
-    return model_class(name)(in_channels, classes, **SMALL[name])
+    return model_class(name)(in_channels, classes, **SMALL[name] | options)
 
 
 def pictures(count=2, channels=3, size=(24, 40), seed=0):
@@ -87,10 +100,53 @@ def test_pictures_of_any_size(name, size):
     model = build(name).eval()
     raw = model(pictures(size=size))
     assert all(t.isfinite().all() for t in tensors(raw))
+    stride_of(raw, size)
     results = model.decode(raw, [size, size])
     assert [type(r) for r in results] == [RESULTS[model.task]] * 2
     assert [r.size for r in results] == [size, size]
     assert all(r.classes == model.classes for r in results)
+
+
+def stride_of(raw, size):
+    """The power of two by which the logits are smaller than the picture, rounded up; 1 where they have its size."""
+    found = tuple(raw.logits.shape[-2:])
+    strides = [s for s in (1, 2, 4, 8, 16, 32) if found == tuple(-(-side // s) for side in size)]
+    assert strides, f"logits of {found} do not cover a picture of {size}"
+    return strides[0]
+
+
+def probabilities(model, image):
+    size = tuple(image.shape[-2:])
+    raw = model(image)
+    return torch.from_numpy(model.decode(raw, [size], scores=True)[0].scores)[0], stride_of(raw, size)
+
+
+def moved_by(found, expected, most=8):
+    """By how many columns `found` (H, W) must be moved to the right to be most like `expected`."""
+    inner = slice(most, expected.shape[1] - most)
+
+    def likeness(columns):
+        pair = torch.stack([found.roll(columns, 1)[:, inner].flatten(), expected[:, inner].flatten()])
+        return torch.corrcoef(pair)[0, 1]
+
+    return max(range(-most, most + 1), key=likeness)
+
+
+@each_model
+@torch.no_grad()
+def test_nothing_moves_where_the_picture_is_cut_off(name):
+    """At the right of a picture as at the same place of one that goes on, to less than one pixel of the logits."""
+    model = build(name).eval()
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    image = image.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    image[..., 61:] = image[..., 60:61]
+    image[..., 61:, :] = image[..., 60:61, :]
+    whole, stride = probabilities(model, image)
+    for axis in (0, 1):
+        cut, _ = probabilities(model, image[..., :61] if axis else image[..., :61, :])
+        pair = (cut, whole[: cut.shape[0], : cut.shape[1]])
+        found, expected = (p if axis else p.T for p in pair)
+        assert abs(moved_by(found[:, 24:], expected[:, 24:])) < stride
 
 
 @each_model
@@ -342,3 +398,53 @@ def test_no_classes_and_no_channels_are_refused(name, count):
 def test_a_single_class_is_refused_with_the_mend(name):
     with pytest.raises(KirieError, match=r"'cell' is the only class.*with_background"):
         model_class(name)(3, Classes(("cell",)), **SMALL[name])
+
+
+# ---- options
+
+
+def trained_a_little(model):
+    for seed in range(2):  # so that running statistics are no longer what they began as
+        model.train()(pictures(seed=seed))
+    return model
+
+
+@each_option
+@torch.no_grad()
+def test_options_are_kept_in_the_file(name, options, tmp_path):
+    model = trained_a_little(build(name, classes=3, **options)).eval()
+    found = load(save(model, tmp_path / "model.safetensors"))
+    assert options.items() <= found.arguments.items()
+    images = pictures(size=(64, 96), seed=9)
+    raw, again = model(images), found(images)
+    stride_of(raw, (64, 96))
+    assert all(torch.equal(a, b) for a, b in zip(tensors(raw), tensors(again), strict=True))
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n, p in found.named_parameters() if p.requires_grad
+    }
+
+
+@each_option
+def test_what_is_frozen_does_not_move_in_a_copy_either(name, options):
+    model = build(name, **options)
+    first = {n: t.clone() for n, t in model.state_dict().items()}
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    places = {n.rpartition(".")[0] for n in frozen}
+    assert frozen
+    twin = trained_a_little(copy.deepcopy(model).eval())
+    together = torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model)).eval().train()
+    for other in (twin, together):
+        assert not any(m.training for n, m in other.named_modules() if n in places)
+        assert {n for n, p in other.named_parameters() if not p.requires_grad} == frozen
+    changed = {n for n, t in twin.state_dict().items() if not torch.equal(t, first[n])}
+    assert changed  # batch norms of the head at the least
+    assert not {n for n in changed if n.rpartition(".")[0] in places}
+    assert all(torch.equal(t, first[n]) for n, t in model.state_dict().items())
+
+
+@each_option
+def test_all_that_is_not_frozen_learns(name, options):
+    model = build(name, classes=3, **options).eval()
+    total(model, pictures(), truths(model)).backward()
+    without = {n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+    assert without == {n for n, p in model.named_parameters() if not p.requires_grad}

@@ -1,6 +1,8 @@
 """Encoders from timm: names, weights from local files, and no way out to the network."""
 
+import copy
 import socket
+from types import MappingProxyType
 
 import pytest
 import timm
@@ -10,7 +12,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kirie.errors import KirieError
+from kirie.models.fcn import FCN
+from kirie.models.lraspp import LRASPP
 from kirie.models.parts.encoder import Encoder, build_encoder
+from kirie.models.pspnet import PSPNet
+from kirie.models.semantic_fpn import SemanticFPN
+from kirie.models.unet import UNet
 
 NAMES = ["resnet18", "convnext_atto", "mobilenetv3_small_050"]  # three ways in which timm cuts a network
 
@@ -168,7 +175,7 @@ def test_weights_from_the_hub_without_a_network_are_an_error(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(KirieError, match="cannot give 'resnet18' with weights hub: no route to host"):
+    with pytest.raises(KirieError, match="cannot fetch weights for 'resnet18' \(ConnectionError\)"):
         Encoder("resnet18", weights="hub")
 
 
@@ -277,7 +284,7 @@ def test_networks_that_cannot_be_dilated_are_refused(name):
         ("resnet18", {"dilate_first": 1}, "dilate_first must be true or false"),
         ("resnet18", {"frozen_norm": "no"}, "frozen_norm must be true or false"),
         ("resnet18", {"pad_first": None}, "pad_first must be true or false"),
-        ("resnet18", {"in_channels": 0}, "in_channels must be a whole number above 0"),
+        ("resnet18", {"in_channels": 0}, "in_channels must be a whole number from 1 on"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(name, options, message):
@@ -348,10 +355,17 @@ def test_frozen_stages_do_not_learn(name, count, frozen):
     assert all(not p.requires_grad for n, p in encoder.named_parameters() if n in without)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "resnet10t", "densenet121", "efficientnet_lite0"])
-def test_stages_are_what_each_feature_map_needs_beyond_the_one_before(name):
-    encoder = Encoder(name)
-    rows = [[p for m in stage for p in m.parameters(recurse=False)] for stage in encoder.stages()]
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in [*NAMES, "resnet10t", "densenet121", "efficientnet_lite0"]),
+        ("mobilenetv3_small_050", {"first_blocks": True}),
+        ("test_efficientnet", {"first_blocks": True}),
+    ],
+)
+def test_levels_are_what_each_feature_map_needs_beyond_the_one_before(name, options):
+    encoder = Encoder(name, **options)
+    rows = [[p for m in stage for p in m.parameters(recurse=False)] for stage in encoder.levels()]
     assert len(rows) == len(encoder.channels)
     maps = encoder(torch.randn(2, 3, 64, 64))
     for index, feature in enumerate(maps):
@@ -365,7 +379,7 @@ def test_stages_are_what_each_feature_map_needs_beyond_the_one_before(name):
 @pytest.mark.parametrize("name", ["hrnet_w18_small", "dla34"])
 def test_a_network_that_is_no_plain_row_is_one_stage(name):
     encoder = Encoder(name)
-    (row,) = encoder.stages()
+    (row,) = encoder.levels()
     assert {id(p) for m in row for p in m.parameters(recurse=False)} == {id(p) for p in encoder.parameters()}
 
 
@@ -401,6 +415,50 @@ def test_padding_is_only_where_the_network_needs_it(name, output_stride, divisor
         assert (padded[..., width:] == padded[..., width - 1 : width]).all()
         for feature, stride in zip(encoder(padded), encoder.strides, strict=True):
             assert list(feature.shape[2:]) == [-(-side // stride) for side in sides]
+
+
+@pytest.mark.parametrize("make", [FCN, LRASPP, PSPNet, SemanticFPN, UNet])
+def test_models_that_need_exact_maps_refuse_others(make):
+    with pytest.raises(KirieError, match="With pad_first the feature maps of several strides do not lie on each other"):
+        make(encoder="test_efficientnet", encoder_options={"pad_first": True})
+
+
+def test_one_picture_trains_an_encoder_that_pools_to_single_values():
+    """ResNeSt's attention norms what it pooled to 1 x 1."""
+    encoder = Encoder("resnest14d", stages=2).train()
+    network = timm.create_model("resnest14d", features_only=True, out_indices=(0, 1))
+    assert encoder.body.state_dict().keys() == network.state_dict().keys()
+    images = torch.rand(1, 3, 64, 64)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        network.train()(images)
+    sum(f.square().sum() for f in encoder(images)).backward()
+    assert all(p.grad.isfinite().all() for p in encoder.parameters())
+    pair = torch.rand(2, 3, 64, 64)
+    network.load_state_dict(encoder.body.state_dict())
+    for found, expected in zip(encoder(pair), network(pair), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "test_efficientnet"])
+def test_what_is_frozen_stays_so_in_a_copy_and_across_processes(name):
+    frozen = Encoder(name, frozen_norm=True)
+    twin = copy.deepcopy(frozen)
+    for encoder in (twin, nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(frozen))):
+        encoder.eval().train()
+        norms = [m for m in encoder.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        assert norms
+        assert not any(m.training for m in norms)
+    images = torch.rand(2, 3, 64, 64)
+    assert not moved(twin, images)
+
+
+def test_the_options_kept_are_the_encoders_own():
+    given = {"frozen_stages": 1}
+    encoder = build_encoder("resnet10t", 3, MappingProxyType(given))
+    given["frozen_stages"] = 2
+    assert type(encoder.options) is dict
+    assert encoder.options == {"frozen_stages": 1}
+    assert build_encoder("resnet10t", 3, None).options is None
 
 
 def test_a_map_is_found_by_its_stride():
@@ -441,6 +499,7 @@ def test_padding_before_the_widening_is_not_padding_after_it():
     first.load_state_dict(plain.state_dict())
     images = torch.randn(1, 3, 64, 97)
     assert [f.shape[2:] for f in first(images)] == [(31, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
+    assert (plain.exact, first.exact, first.divisor) == (True, False, 1)
     block, other = plain.body.blocks[1][1], first.body.blocks[1][1]
     x = torch.randn(1, 24, 9, 9)
     widened = block.bn1(block.conv_pw(nn.functional.pad(x, [1, 1, 1, 1])))

@@ -7,6 +7,7 @@ import os
 import resource
 import stat
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,7 +129,8 @@ def test_encoder_weights_are_used_once_and_not_needed_again(tmp_path):
 def test_what_is_taken_off_the_pixels_is_kept_whatever_the_library_says_later(tmp_path, monkeypatch):
     model = UNet(3, 2, width=4, encoder="resnet18", depth=1)
     path = save(model, tmp_path / "model.safetensors")
-    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: None)
+    other = SimpleNamespace(mean=(0.5,) * 3, std=(0.25,) * 3)
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: other)
     assert UNet(3, 2, width=4, encoder="resnet18", depth=1).mean.flatten().tolist() == [0.5] * 3
     found = load(path)
     assert torch.equal(found.mean, model.mean)
@@ -170,7 +172,7 @@ def test_weights_that_are_not_finite_are_not_saved(model, path):
         broken = copy.deepcopy(model)
         with torch.no_grad():
             broken.head.bias[0] = value
-        with pytest.raises(KirieError, match=r"1 tensors hold NaN or infinity.*'head\.bias'"):
+        with pytest.raises(KirieError, match=r"holds NaN or infinity in 1 tensor, the first is 'head\.bias'; nothing"):
             save(broken, path)
     assert path.read_bytes() == before
 
@@ -419,10 +421,16 @@ def rewritten(path, change):
     return path
 
 
+def test_variances_below_0_are_not_loaded(path):
+    rewritten(path, lambda tensors: tensors["down.1.1.running_var"][2:3].fill_(-0.5))
+    with pytest.raises(KirieError, match=r"variances below 0 in 1 tensor, the first is 'down\.1\.1\.running_var'"):
+        load(path)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_weights_that_are_not_finite_are_not_loaded(path, value):
     rewritten(path, lambda tensors: tensors["down.1.0.weight"].view(-1)[7:8].fill_(value))
-    with pytest.raises(KirieError, match=r"NaN or infinity in 1 tensors, the first is 'down\.1\.0\.weight'"):
+    with pytest.raises(KirieError, match=r"NaN or infinity in 1 tensor, the first is 'down\.1\.0\.weight'"):
         load(path)
 
 

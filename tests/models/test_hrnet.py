@@ -220,7 +220,8 @@ def test_the_encoders_weights_are_not_an_argument_of_the_model(tmp_path):
 def test_pictures_are_normalised_as_for_imagenet():
     assert HRNet(**TINY).mean.flatten().tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert HRNet(**TINY).std.flatten().tolist() == pytest.approx([0.229, 0.224, 0.225])
-    assert HRNet(2, **TINY).mean.flatten().tolist() == [0, 0]
+    assert HRNet(2, **TINY).mean.flatten().tolist() == [0.5, 0.5]
+    assert HRNet(2, **TINY).std.flatten().tolist() == [0.25, 0.25]
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):

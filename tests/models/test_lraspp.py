@@ -44,7 +44,7 @@ def test_the_pooled_branch_weighs_the_channels():
 @torch.no_grad()
 def test_encoder_options_are_kept_in_the_file(tmp_path):
     torch.manual_seed(0)
-    options = {"dilate_first": True, "norm_eps": 0.5, "first_blocks": True, "frozen_norm": True, "pad_first": True}
+    options = {"dilate_first": True, "norm_eps": 0.5, "first_blocks": True, "frozen_norm": True}
     model = LRASPP(3, 4, encoder="test_efficientnet", encoder_options=options, width=8).eval()
     found = load(save(model, tmp_path / "model.safetensors"))
     assert found.arguments["encoder_options"] == options

@@ -133,7 +133,7 @@ def test_pictures_are_normalised_as_imagenet():
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     images = torch.rand(1, 3, 8, 8)
     torch.testing.assert_close(tiny().normalise(images), (images - mean[:, None, None]) / std[:, None, None])
-    assert torch.equal(tiny(4).normalise(torch.ones(1, 4, 8, 8)), torch.ones(1, 4, 8, 8))
+    assert torch.equal(tiny(4).normalise(torch.ones(1, 4, 8, 8)), torch.full((1, 4, 8, 8), 2.0))
 
 
 def test_two_named_classes_may_share_one_logit():
@@ -172,6 +172,13 @@ def test_frozen_stages_do_not_learn(frozen):
         assert all(p.requires_grad is (number >= frozen) for p in stage.parameters())
     model(torch.rand(1, 3, 32, 32)).logits.sum().backward()
     assert model.fuse.mix.weight.grad is not None
+
+
+def test_nothing_is_left_out_of_frozen_stages():
+    images = torch.rand(8, 3, 32, 32)
+    for frozen in (0, 4):
+        model = tiny(drop_path=0.5, dropout=0.0, frozen_stages=frozen).train()
+        assert torch.equal(model(images).logits, model(images).logits) is (frozen == 4)
 
 
 # ---- encoder weights

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from kirie.models.parts.semantic import full_size
+from kirie.errors import KirieError
+from kirie.models.parts.semantic import SemanticRaw, full_size
+from kirie.models.unet import UNet
 
 
 def test_logits_stay_as_they_are_where_nothing_was_padded():
@@ -29,3 +31,13 @@ def test_aligned_corners_are_enlarged_here_also_without_padding():
 def test_logits_of_the_padded_size_are_only_cropped():
     logits = torch.rand(1, 2, 8, 8)
     assert torch.equal(full_size(logits, (8, 8), (5, 7)), logits[..., :5, :7])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_logits_that_are_no_numbers_give_no_labels(value):
+    model = UNet(3, 2, width=4, depth=1)
+    logits = torch.rand(2, 2, 8, 8)
+    assert len(model.decode(SemanticRaw(logits), [(8, 8)] * 2)) == 2
+    logits[1, 0, 3, 4] = value
+    with pytest.raises(KirieError, match="gives NaN or infinity for this picture"):
+        model.decode(SemanticRaw(logits), [(8, 8)] * 2)

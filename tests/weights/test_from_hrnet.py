@@ -209,7 +209,7 @@ def other(name, value):
         (other("model.bn1.weight", "x"), r"'bn1\.weight' of a HRNet-Semantic-Segmentation checkpoint holds str"),
         (other("model.conv1.weight", torch.zeros(64, 3)), r"lacks conv1\.weight with 4 axes"),
         (other("conv1.weight", torch.zeros(64, 3, 3, 3)), "both with and without 'model.'"),
-        (other("model.last_layer.3.weight", torch.zeros(0, 240, 1, 1)), "classes"),
+        (other("model.last_layer.3.weight", torch.zeros(0, 240, 1, 1)), "lacks last_layer"),
         (other("model.stage2.0.branches.0.0.conv1.weight", torch.zeros(9999, 1, 1, 1)), "width"),
         (other("model.bn1.running_mean", torch.full((64,), float("nan"))), "NaN or infinity"),
     ],

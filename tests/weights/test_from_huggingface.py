@@ -43,7 +43,7 @@ def test_the_network_has_the_size_of_the_release(case, imported):
     model, translation = imported
     assert sum(p.numel() for p in model.parameters()) == case.facts["parameters"]
     assert (translation.architecture, translation.arguments) == ("segformer", {"size": "b0"})
-    assert (translation.dropped, translation.assumed) == ({}, {})
+    assert (translation.dropped, list(translation.assumed)) == ({}, ["classes"])
     assert model.classes == ADE20K
     assert not model.training
 
@@ -103,6 +103,31 @@ def test_what_save_pretrained_writes(size, tmp_path):
     assert_equal_logits(model, their, (64, 96))
 
 
+def test_the_names_beside_the_weights_are_taken(tmp_path):
+    their = theirs("b0", 3)
+    their.config.id2label = {0: "ground", 1: "crop", 2: "weed"}
+    their.save_pretrained(tmp_path)
+    model, translation = import_checkpoint(tmp_path / "model.safetensors")
+    assert model.classes.names == ("ground", "crop", "weed")
+    assert "classes" not in translation.assumed
+    own, _ = import_checkpoint(tmp_path / "model.safetensors", changes={"classes": ["a", "b", "c"]})
+    assert own.classes.names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "no json", "[]", "{}", '{"id2label": 3}', '{"id2label": {"0": "a", "1": "b"}}',
+        '{"id2label": {"0": "a", "2": "b", "3": "c"}}', '{"id2label": {"0": "a", "1": "a", "2": "b"}}',
+        '{"id2label": {"0": 1, "1": 2, "2": 3}}',
+    ],
+)  # fmt: skip
+def test_names_that_are_none_leave_the_classes_numbered(config, tmp_path):
+    theirs("b0", 3).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    assert import_checkpoint(tmp_path / "model.safetensors")[1].classes == 3
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -130,7 +155,7 @@ def test_heads_that_the_tensors_cannot_tell_are_asked_for(tmp_path):
     assert model.arguments["heads"] == (1, 1, 2, 4)
     assert "num_attention_heads" in translation.assumed["heads"]
     model, translation = import_checkpoint(tmp_path / "model.pth", changes=["heads=[1, 2, 4, 8]"])
-    assert translation.assumed == {}
+    assert list(translation.assumed) == ["classes"]
     assert_equal_logits(model, their, (64, 96))
 
 

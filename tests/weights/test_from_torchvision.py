@@ -60,7 +60,8 @@ def test_the_network_has_the_size_of_the_release(case, imported):
     model, translation = imported
     assert sum(p.numel() for p in model.parameters()) == case.facts["parameters"]
     assert f"tv_{translation.architecture}" in case.name
-    assert (translation.publisher, translation.dropped, translation.assumed) == ("torchvision", {}, {})
+    assert (translation.publisher, translation.dropped) == ("torchvision", {})
+    assert translation.assumed == {"classes": "the 21 classes are taken for those of Pascal VOC, in its order"}
     assert (model.in_channels, model.classes, model.binary) == (3, VOC, False)
     assert not model.training
 

@@ -104,11 +104,13 @@ def test_a_file_of_torchvision_is_recognised_by_one_publisher_and_has_the_form_o
 
 def test_the_checksum_tells_a_release(foreign, monkeypatch):
     name, path = foreign
+    assert list(import_checkpoint(path)[1].assumed) == ["classes"]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(RELEASES, f"torchvision/{name}", replace(RELEASES[f"torchvision/{name}"], sha256=digest[:8]))
     model, translation = import_checkpoint(path)
     assert translation.release == f"torchvision/{name}"
     assert model.inputs == InputFacts(520, (480, 480))
+    assert (model.classes, translation.assumed) == (class_lists.VOC, {}), "a release's classes are settled"
 
 
 def carvana(classes=2, **options):
@@ -138,15 +140,14 @@ def half(tmp_path_factory):
     return path
 
 
-def test_the_name_tells_a_release_whose_checksum_is_unknown(half, tmp_path):
-    model, translation = import_checkpoint(half)
-    assert translation.release == "milesial/unet-carvana-half"
-    assert model.inputs.short_side == 640
-    renamed = tmp_path / "mine.pth"
-    renamed.symlink_to(half)
-    model, translation = import_checkpoint(renamed)
-    assert translation.release is None and model.inputs == InputFacts()
-    assert set(alike(translation)) == {"milesial/unet-carvana-half", "milesial/unet-carvana"}
+def test_a_name_alone_proves_no_release(half, tmp_path):
+    """A project's own training writes files of the same names."""
+    for path in (half, tmp_path / "mine.pth"):
+        if path != half:
+            path.symlink_to(half)
+        model, translation = import_checkpoint(path)
+        assert translation.release is None and model.inputs == InputFacts()
+        assert set(alike(translation)) == {"milesial/unet-carvana-half", "milesial/unet-carvana"}
 
 
 def test_a_release_can_be_stated(half, tmp_path):
@@ -166,13 +167,13 @@ def test_a_folder_tells_where_the_name_does_not(tmp_path):
     row = replace(RELEASES["milesial/unet-carvana"], file="pytorch_model.bin", folder="unet-b0")
     places = {"models--someone--unet-b0/snapshots/1f": True, "unet-b0": True, "unet-b01": False, "mine": False}
     for place, known in places.items():
-        assert row.is_file(tmp_path / place / "pytorch_model.bin", "") is known
-    assert not row.is_file(tmp_path / "unet-b0" / "model.bin", "")
+        assert row.is_called(tmp_path / place / "pytorch_model.bin") is known
+    assert not row.is_called(tmp_path / "unet-b0" / "model.bin")
 
 
 def test_what_a_release_states_is_set_and_what_the_user_states_goes_before(half, monkeypatch):
-    row = replace(RELEASES["milesial/unet-carvana-half"], arguments={"standardise": True})
-    monkeypatch.setitem(RELEASES, "milesial/unet-carvana-half", row)
+    name = "milesial/unet-carvana-half"
+    monkeypatch.setitem(RELEASES, name, replace(RELEASES[name], arguments={"standardise": True}))
     translate = load.look_up
 
     def look_up(place):
@@ -182,8 +183,11 @@ def test_what_a_release_states_is_set_and_what_the_user_states_goes_before(half,
         return lambda state: replace(found(state), assumed={"standardise": "false; the tensors cannot tell"})
 
     monkeypatch.setattr(load, "look_up", look_up)
-    assert import_checkpoint(half)[0].standardise is True
-    assert import_checkpoint(half, changes={"standardise": False})[0].standardise is False
+    model, translation = import_checkpoint(half)
+    assert (model.standardise, list(translation.assumed)) == (False, ["standardise"])
+    model, translation = import_checkpoint(half, release=name)
+    assert (model.standardise, translation.assumed) == (True, {})
+    assert import_checkpoint(half, changes={"standardise": False}, release=name)[0].standardise is False
 
 
 # ---- fetching
@@ -272,6 +276,28 @@ def test_a_missing_network_is_told(server, tmp_path, monkeypatch):
 
 
 # ---- the command
+
+
+def test_import_says_which_release_a_file_may_be(kirie_, half):
+    name = "milesial/unet-carvana-half"
+    code, out, _ = kirie_("import", str(half))
+    assert code == 0 and "release:" not in out
+    assert f"by its name it may be {name}, or one that you trained; if it is, say --release {name}" in out
+    assert "licence of these weights and of what was trained from them" in out
+    code, out, _ = kirie_("import", str(half), "--release", name)
+    assert code == 0 and f"release: {name}, without" in out and "may be" not in out
+
+
+def test_import_says_that_classes_are_assumed(kirie_, foreign):
+    name, path = foreign
+    told = "assumed classes: the 21 classes are taken for those of Pascal VOC, in its order (otherwise: --set classes="
+    assert told in kirie_("import", str(path))[1]
+    settled = kirie_("import", str(path), "--release", f"torchvision/{name}")
+    assert settled[0] == 0 and "assumed" not in settled[1] and "(VOC)" in settled[1]
+    names = ", ".join(f"c{i}" for i in range(21))
+    other = kirie_("import", str(path), "--as", "other.safetensors", "--set", f"classes=[{names}]")
+    assert other[0] == 0 and "assumed" not in other[1] and "classes: c0, c1" in other[1]
+    assert kirie.load("other.safetensors").classes.names[20] == "c20"
 
 
 @pytest.fixture

@@ -11,13 +11,14 @@ def check_flag(name: str, value: object) -> None:
         raise KirieError(f"{name} must be true or false, got {value!r:.80}.")
 
 
-def check_whole(name: str, value: object, least: int, most: int) -> None:
-    """Raises `KirieError` unless `value` is a whole number from `least` to `most`."""
-    if type(value) is not int or not least <= value <= most:
-        raise KirieError(f"{name} must be a whole number from {least} to {most}, got {value!r:.80}.")
+def check_whole(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Raises `KirieError` unless `value` is a whole number from `least` to `most`, or to any, where that is None."""
+    if type(value) is not int or value < least or (most is not None and value > most):
+        upto = "on" if most is None else f"to {most}"
+        raise KirieError(f"{name} must be a whole number from {least} {upto}, got {value!r:.80}.")
 
 
-def check_dropout(value: object) -> None:
+def check_dropout(value: object, name: str = "dropout") -> None:
     """Raises `KirieError` unless `value` is a probability below 1."""
     if type(value) not in (int, float) or not 0 <= value < 1:  # type: ignore[operator]
-        raise KirieError(f"dropout must be a number from 0 to below 1, got {value!r:.80}.")
+        raise KirieError(f"{name} must be a number from 0 to below 1, got {value!r:.80}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from kirie.errors import KirieError
+from kirie.models.parts.checks import check_dropout
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -20,6 +20,16 @@ class BatchNorm(nn.BatchNorm2d):
         if self.training and x.numel() == x.shape[1]:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return super().forward(x)
+
+
+def allow_single_values(network: nn.Module) -> None:
+    """Makes the plain batch norms of a network `BatchNorm`s; their tensors and names stay as they are.
+
+    For networks of others that pool to 1 x 1 inside, as ResNeSt does in its attention.
+    """
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = BatchNorm
 
 
 class ConvNorm(nn.Sequential):
@@ -61,8 +71,7 @@ class FCNHead(nn.Sequential):
     def __init__(
         self, in_channels: int, middle: int, classes: int, *, dropout: float = 0.1, whole: bool = False
     ) -> None:
-        if not 0 <= dropout < 1:
-            raise KirieError(f"dropout must be a number from 0 to below 1, got {dropout!r:.80}.")
+        check_dropout(dropout)
         super().__init__(
             ConvNorm(in_channels, middle, 3),
             nn.Dropout2d(dropout) if whole else nn.Dropout(dropout),

@@ -18,9 +18,12 @@ from torch.nn import functional as F
 
 from kirie.errors import KirieError
 from kirie.models.parts import variants
+from kirie.models.parts.checks import check_flag, check_whole
+from kirie.models.parts.conv import allow_single_values
+from kirie.models.parts.freezing import Freezable
 
 
-class Encoder(nn.Module):
+class Encoder(Freezable):
     """A timm network cut into stages.
 
     Args:
@@ -37,10 +40,11 @@ class Encoder(nn.Module):
             Detectron2; otherwise in the 3 x 3 one.
         norm_eps: of batch norm, in place of the architecture's own.
         frozen_norm: batch norm keeps the statistics and factors that it has, also in training; for small batches.
-        frozen_stages: the first so many stages (feature maps) do not learn.
+        frozen_stages: the first so many stages (feature maps) do not learn, and drop nothing.
         pad_first: whether zeros are put around what comes into an inverted residual, before it is widened, and none
             around the picture, as in VainF's MobileNetV2; otherwise around what its depthwise convolution takes. The
-            first map is then (H - 1) / 2 high, rounded down, in place of H / 2 rounded up.
+            first map is then (H - 1) / 2 high, rounded down, in place of H / 2 rounded up, and each other one half as
+            high as the one before, rounded up. Only models that do with such maps take it; see `exact`.
         first_blocks: whether the feature maps of an EfficientNet or MobileNet, but the last, are those of the first
             block at their stride, as torchvision takes them from MobileNetV3, and not of the last block.
 
@@ -48,7 +52,10 @@ class Encoder(nn.Module):
         channels: of each feature map, finest first.
         strides: of each feature map, finest first.
         divisor: pictures whose sides are multiples of it have exact feature maps; 1 where the network rounds every
-            size up, so that no padding is needed.
+            size up, so that no padding is needed, or where no padding would make them exact.
+        exact: whether the feature maps of such pictures, from 2 x 2 cells of the coarsest on, are H / stride high and
+            W / stride wide. Otherwise (`pad_first`) maps of several strides do not lie on each other.
+        options: those that the encoder was built with by `build_encoder`, plain values of its own, or None.
         mean: (C,) that the network expects to be subtracted from images in [0, 1].
         std: (C,) that it expects them to be divided by.
 
@@ -78,43 +85,14 @@ class Encoder(nn.Module):
             "dilate_first": dilate_first, "stride_first": stride_first, "frozen_norm": frozen_norm,
             "pad_first": pad_first, "first_blocks": first_blocks,
         }  # fmt: skip
-        _check(output_stride, norm_eps, frozen_stages, flags)
-        if type(in_channels) is not int or in_channels < 1:
-            raise KirieError(f"in_channels must be a whole number above 0, got {in_channels!r:.80}.")
-        # A name such as "hf-hub:someone/something" would make timm fetch and build what a stranger wrote.
-        if not isinstance(name, str) or not timm.is_model(name.split(".")[0]) or ":" in name or "/" in name:
-            near = _near(str(name))
-            hint = f"; near names: {', '.join(near)}" if near else ""
-            raise KirieError(f"timm has no encoder called {name!r:.80}{hint}.")
-        keep: dict[str, Any] = {} if stages is None else {"out_indices": tuple(range(stages))}
-        if output_stride != 32:
-            keep["output_stride"] = output_stride
-        try:
-            body: Any = timm.create_model(
-                name, features_only=True, in_chans=in_channels, pretrained=weights == "hub", **keep
-            )
-        except Exception as error:  # timm raises many kinds: no features, no network, no pretrained weights
-            if isinstance(error, TypeError | AssertionError) and output_stride != 32:
-                raise KirieError(
-                    f"{name!r} cannot be dilated to output_stride {output_stride}: give 32, or take a ResNet, RegNet, "
-                    "MobileNet, EfficientNet or ConvNeXt."
-                ) from error
-            raise KirieError(f"timm cannot give {name!r} with weights {weights or 'at random'}: {error}") from error
-        if stages is not None:
-            variants.cut(body)
+        _check(in_channels, output_stride, norm_eps, frozen_stages, flags)
+        body = _network(name, in_channels, stages, weights, output_stride)
         self.body = body
+        self.options: dict[str, Any] | None = None
         self.channels: list[int] = list(body.feature_info.channels())
         self.strides: list[int] = list(body.feature_info.reduction())
-        steps = [coarse / fine for fine, coarse in pairwise(self.strides)]
-        if any(step not in ((2,) if output_stride == 32 else (1, 2)) for step in steps) or (
-            self.strides[0].bit_count() != 1 or self.strides[-1] > output_stride
-        ):
-            raise KirieError(
-                f"{name!r} gives features at strides {self.strides}; an encoder must halve at each stage"
-                + (f" down to output_stride {output_stride}." if output_stride != 32 else ".")
-            )
+        _check_strides(name, self.strides, output_stride)
         self._places: list[variants.Place] = []
-        self._try_out(name, in_channels)
         if dilate_first:
             variants.dilate_first(body)
         if stride_first and not variants.stride_first(body):
@@ -122,41 +100,47 @@ class Encoder(nn.Module):
         if pad_first and not variants.pad_first(body):
             raise KirieError(f"pad_first moves the padding of inverted residuals, of which {name!r} has none.")
         if first_blocks:
-            self._take_first_blocks(name, in_channels)
+            self._places = variants.first_blocks(body)
+            if not self._places:
+                raise KirieError(f"first_blocks is for EfficientNets and MobileNets, which {name!r} is not.")
+        self._try_out(name, in_channels, may_differ=pad_first)
         self._freeze(name, norm=frozen_norm, stages=frozen_stages)
+        allow_single_values(body)
         for norm in self._norms():
             norm.eps = norm.eps if norm_eps is None else norm_eps
-        facts: Any = timm.get_pretrained_cfg(name)
-        rgb = in_channels == 3 and facts is not None
-        self.mean = tuple(facts.mean) if rgb else (0.5,) * in_channels
-        self.std = tuple(facts.std) if rgb else (0.25,) * in_channels
+        self.mean, self.std = pixel_statistics(in_channels, timm.get_pretrained_cfg(name))
         if weights not in (None, "hub"):
             load_weights(self.body, Path(str(weights)), in_channels)
 
-    def _try_out(self, name: str, in_channels: int) -> None:
-        """Runs small pictures: some networks of timm accept a single size, or put channels last."""
+    def _try_out(self, name: str, in_channels: int, *, may_differ: bool) -> None:
+        """Runs small pictures: some networks of timm accept a single size, put channels last, or cut off remainders."""
         last = self.strides[-1]
-        self.body.eval()
-        self.divisor = 1
+        self.eval()
+        self.divisor, self.exact = 1, True
         for height, width in ((2 * last, 3 * last), (2 * last + 1, 3 * last - 1)):
-            expected = [
-                (1, c, -(-height // s), -(-width // s)) for c, s in zip(self.channels, self.strides, strict=True)
-            ]
-            exact = height % last == 0
+            whole = height % last == 0
             try:
                 with torch.no_grad():
-                    found = [tuple(map_.shape) for map_ in self.body(torch.zeros(1, in_channels, height, width))]
+                    found = [tuple(map_.shape) for map_ in self(torch.zeros(1, in_channels, height, width))]
             except Exception as error:  # asserts and shape errors of many kinds
-                if exact:
+                if whole:
                     raise KirieError(
                         f"{name!r} does not take pictures of any size, as an encoder must: {error}"
                     ) from error
                 found = []
-            if exact and found != expected:
-                raise KirieError(f"{name!r} gives features of shapes {found}; an encoder must give {expected}.")
+            if whole and self._places:
+                self.channels = [shape[1] for shape in found]
+            expected = [
+                (1, c, -(-height // s), -(-width // s)) for c, s in zip(self.channels, self.strides, strict=True)
+            ]
+            if whole and found != expected:
+                if not may_differ:
+                    raise KirieError(f"{name!r} gives features of shapes {found}; an encoder must give {expected}.")
+                self.exact = False
+                break
             if found != expected:
                 self.divisor = last
-        self.body.train()
+        self.train()
 
     def at_stride(self, stride: int) -> int:
         """Index of the first feature map at a stride; the very last map is for the main head and does not count.
@@ -171,52 +155,30 @@ class Encoder(nn.Module):
             )
         return found[0]
 
-    def _take_first_blocks(self, name: str, in_channels: int) -> None:
-        self._places = variants.first_blocks(self.body)
-        if not self._places:
-            raise KirieError(f"first_blocks is for EfficientNets and MobileNets, which {name!r} is not.")
-        side = 2 * self.strides[-1]
-        self.body.eval()
-        with torch.no_grad():
-            self.channels = [int(map_.shape[1]) for map_ in self(torch.zeros(1, in_channels, side, side))]
-        self.body.train()
-
     def _norms(self) -> list[Any]:
         return [m for m in self.body.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
     def _freeze(self, name: str, *, norm: bool, stages: int) -> None:
         if stages > len(self.channels):
             raise KirieError(f"frozen_stages is {stages}, but {name!r} has {len(self.channels)} stages.")
-        rows = self.stages()
+        rows = self.levels()
         if stages and len(rows) < len(self.channels):
             raise KirieError(f"frozen_stages must be 0 for {name!r}, which is no plain row of stages.")
         frozen = [module for stage in rows[:stages] for module in stage]
-        for module in frozen:
-            for parameter in module.parameters(recurse=False):
-                parameter.requires_grad_(False)
-        norms = self._norms()
-        self._frozen_norms = norms if norm else [m for m in norms if any(m is other for other in frozen)]
-        for module in self._frozen_norms:
-            for parameter in module.parameters():
-                parameter.requires_grad_(False)
-        self.train(self.training)
+        self.freeze([*frozen, *(self._norms() if norm else [])])
 
-    def train(self, mode: bool = True) -> Encoder:
-        """Sets the mode of all parts but frozen batch norms, which stay as they are in prediction."""
-        super().train(mode)
-        for norm in self._frozen_norms if hasattr(self, "_frozen_norms") else []:
-            norm.eval()
-        return self
+    def levels(self) -> list[list[nn.Module]]:
+        """Per feature map, finest first, the modules that it needs beyond the one before.
 
-    def stages(self) -> list[list[nn.Module]]:
-        """Per feature map, finest first, the modules with tensors of their own that it needs beyond the one before.
-
-        All in one where the network is no plain row of stages.
+        These are all modules with tensors of their own, and those without parts. All in one where the network is no
+        plain row of stages.
         """
         named = list(self.body.named_modules())
+        names = [variants.place_name(place) for place in self._places] or [
+            self.body.feature_info.module_name(index) for index in range(len(self.channels))
+        ]
         ends = []
-        for index in range(len(self.channels)):
-            name = self.body.feature_info.module_name(index)
+        for name in names:
             inside = [i for i, (n, _) in enumerate(named) if _plain(f"{n}.").startswith(_plain(f"{name}."))]
             ends.append(inside[-1] if inside else -1)
         if -1 in ends or ends != sorted(ends):
@@ -224,11 +186,10 @@ class Encoder(nn.Module):
         own = [m for _, m in named]
         starts = [0, *(end + 1 for end in ends[:-1])]
         with_tensors = {id(m) for m in own if [*m.parameters(recurse=False), *m.buffers(recurse=False)]}
-        rows = [
-            [m for m in own[start : end + 1] if id(m) in with_tensors] for start, end in zip(starts, ends, strict=True)
-        ]
-        if sum(map(len, rows)) < len(with_tensors):  # some stand elsewhere than where they are used
-            return [[m for m in own if id(m) in with_tensors]]
+        wanted = with_tensors | {id(m) for m in own if not [*m.children()]}
+        rows = [[m for m in own[start : end + 1] if id(m) in wanted] for start, end in zip(starts, ends, strict=True)]
+        if sum(id(m) in with_tensors for row in rows for m in row) < len(with_tensors):
+            return [[m for m in own if id(m) in wanted]]  # some stand elsewhere than where they are used
         return rows
 
     def padded(self, images: Tensor) -> Tensor:
@@ -245,6 +206,14 @@ class Encoder(nn.Module):
             return variants.maps_at(self.body, self._places, images)
         features: list[Tensor] = self.body(images)
         return features
+
+
+def no_hub(name: str, error: Exception) -> KirieError:
+    """What to say when timm could not fetch the weights of an architecture."""
+    return KirieError(
+        f"timm cannot fetch weights for {name!r} ({type(error).__name__}): there is no network, or the hub has none. "
+        "Fetch the file elsewhere and give its path as encoder_weights, or leave that out and start at random."
+    )
 
 
 def load_weights(body: nn.Module, path: Path, in_channels: int) -> None:
@@ -265,8 +234,8 @@ def load_weights(body: nn.Module, path: Path, in_channels: int) -> None:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise KirieError(f"Cannot read encoder weights from {path}: {error}") from error
+    except Exception as error:  # of many kinds; PyTorch's own words advise to run the code that it refused
+        raise KirieError(f"Cannot read encoder weights from {path}: it is damaged, or not of tensors alone.") from error
     if not isinstance(state, Mapping):
         raise KirieError(f"{path} holds {type(state).__name__}, expected tensors by name (a state dict).")
     # Cut into stages, a network's tensors may be called stages_0.x or model.stages.0.x in place of stages.0.x.
@@ -309,22 +278,49 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def build_encoder(name: str, in_channels: int, options: Mapping[str, Any] | None, **own: Any) -> Encoder:
+def build_encoder(
+    name: str, in_channels: int, options: Mapping[str, Any] | None, *, exact: bool = True, **own: Any
+) -> Encoder:
     """An encoder with the options that a recipe or a model file names.
 
     Args:
         name: a timm architecture.
         in_channels: C of the images.
-        options: of `Encoder`, by name, out of `OPTIONS`; None for none.
+        options: of `Encoder`, by name, out of `OPTIONS`; None for none. The encoder keeps a copy.
+        exact: whether the model needs feature maps that are exact; see `Encoder`.
         own: what the model itself decides, such as `output_stride`.
 
     Raises:
-        KirieError: as `Encoder`, and when an option is unknown.
+        KirieError: as `Encoder`, and when an option is unknown or is none for a model that needs exact maps.
     """
     given = {} if options is None else options
     if not isinstance(given, Mapping) or not set(given) <= set(OPTIONS):
         raise KirieError(f"encoder_options are named values out of {', '.join(OPTIONS)}; got {options!r:.120}.")
-    return Encoder(name, in_channels, **given, **own)
+    encoder = Encoder(name, in_channels, **given, **own)
+    if exact and not encoder.exact:
+        raise KirieError(
+            "With pad_first the feature maps of several strides do not lie on each other, which this model needs: "
+            "leave it out of encoder_options, or take DeepLabV3 or DeepLabV3+, of whose release it is."
+        )
+    encoder.options = None if options is None else dict(options)
+    return encoder
+
+
+def pixel_statistics(in_channels: int, facts: Any = None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation per channel of images in [0, 1].
+
+    For RGB they are those of `facts` (timm's record of an encoder's weights), without it those of ImageNet, on which
+    nearly all encoders learned; for other pictures, of which nothing is known, 0.5 and 0.25.
+
+    Raises:
+        KirieError: when `in_channels` is no whole number above 0.
+    """
+    check_whole("in_channels", in_channels, 1)
+    if in_channels != 3:
+        return (0.5,) * in_channels, (0.25,) * in_channels
+    if facts is None:
+        return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return tuple(facts.mean), tuple(facts.std)
 
 
 def padded(x: Tensor, smallest: int, divisor: int) -> Tensor:
@@ -340,13 +336,51 @@ def _padded_size(size: tuple[int, int], smallest: int, divisor: int) -> tuple[in
     return height, width
 
 
-def _check(output_stride: object, norm_eps: object, frozen_stages: object, flags: Mapping[str, object]) -> None:
+def _network(name: str, in_channels: int, stages: int | None, weights: str | None, output_stride: int) -> Any:
+    """Timm's network, cut into stages and after the last of those wanted."""
+    # A name such as "hf-hub:someone/something" would make timm fetch and build what a stranger wrote.
+    if not isinstance(name, str) or not timm.is_model(name.split(".")[0]) or ":" in name or "/" in name:
+        near = _near(str(name))
+        hint = f"; near names: {', '.join(near)}" if near else ""
+        raise KirieError(f"timm has no encoder called {name!r:.80}{hint}.")
+    keep: dict[str, Any] = {} if stages is None else {"out_indices": tuple(range(stages))}
+    if output_stride != 32:
+        keep["output_stride"] = output_stride
+    try:
+        body = timm.create_model(name, features_only=True, in_chans=in_channels, pretrained=weights == "hub", **keep)
+    except Exception as error:  # timm raises many kinds: no features, no network, no pretrained weights
+        if isinstance(error, TypeError | AssertionError) and output_stride != 32:
+            raise KirieError(
+                f"{name!r} cannot be dilated to output_stride {output_stride}: give 32, or take a ResNet, RegNet, "
+                "MobileNet, EfficientNet or ConvNeXt."
+            ) from error
+        if weights == "hub":
+            raise no_hub(name, error) from error
+        raise KirieError(f"timm cannot give {name!r}: {error}") from error
+    if stages is not None:
+        variants.cut(body)
+    return body
+
+
+def _check_strides(name: str, strides: list[int], output_stride: int) -> None:
+    steps = [coarse / fine for fine, coarse in pairwise(strides)]
+    if any(step not in ((2,) if output_stride == 32 else (1, 2)) for step in steps) or (
+        strides[0].bit_count() != 1 or strides[-1] > output_stride
+    ):
+        raise KirieError(
+            f"{name!r} gives features at strides {strides}; an encoder must halve at each stage"
+            + (f" down to output_stride {output_stride}." if output_stride != 32 else ".")
+        )
+
+
+def _check(
+    in_channels: object, output_stride: object, norm_eps: object, frozen_stages: object, flags: Mapping[str, object]
+) -> None:
     if output_stride not in (8, 16, 32) or isinstance(output_stride, float):
         raise KirieError(f"output_stride must be 8, 16 or 32, got {output_stride!r:.80}.")
     for name, value in flags.items():
-        if not isinstance(value, bool):
-            raise KirieError(f"{name} must be true or false, got {value!r:.80}.")
+        check_flag(name, value)
     if norm_eps is not None and not (isinstance(norm_eps, float) and 0 < norm_eps < 1):
         raise KirieError(f"norm_eps must be a number between 0 and 1, got {norm_eps!r:.80}.")
-    if type(frozen_stages) is not int or frozen_stages < 0:
-        raise KirieError(f"frozen_stages must be a whole number from 0 on, got {frozen_stages!r:.80}.")
+    check_whole("frozen_stages", frozen_stages, 0)
+    check_whole("in_channels", in_channels, 1)

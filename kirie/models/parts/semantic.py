@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from kirie.classes import Classes
 from kirie.criterion import build_loss
 from kirie.errors import KirieError
 from kirie.models.contract import SegmentationModel
-from kirie.models.parts.encoder import Encoder
+from kirie.models.parts.checks import check_flag
 from kirie.results import Result, SemanticMap
 
 Criterion = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -32,10 +32,21 @@ class SemanticRaw(NamedTuple):
     auxiliary: Tensor | None = None
 
 
+@runtime_checkable
+class Levelled(Protocol):
+    """An encoder that knows the order of its parts."""
+
+    def levels(self) -> Sequence[Sequence[nn.Module]]:
+        """They, from the picture's side on, for layer-wise learning rates; see `SegmentationModel.levels`."""
+        ...
+
+
 class SemanticModel(SegmentationModel):
     """A model whose results are `SemanticMap`s.
 
     Attributes:
+        encoder: the part before the head, where the model has one, or None; best `Levelled`.
+        auxiliary: the head that learns from `SemanticRaw.auxiliary`, or None.
         binary: whether two classes share one logit (sigmoid) in place of two (softmax).
         criterion: (logits, labels) -> named losses; cross entropy unless a recipe sets another.
         auxiliary_weight: factor of the auxiliary head's losses.
@@ -53,8 +64,8 @@ class SemanticModel(SegmentationModel):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        if binary is not None and not isinstance(binary, bool):
-            raise KirieError(f"binary must be true or false, got {binary!r:.80}.")
+        if binary is not None:
+            check_flag("binary", binary)
         if not isinstance(classes, Classes):
             if type(classes) is not int or classes < 1:
                 raise KirieError(f"classes must be a Classes value or a number above 0, got {classes!r:.80}.")
@@ -68,6 +79,8 @@ class SemanticModel(SegmentationModel):
         if binary and len(classes) != 2:
             raise KirieError(f"A binary model tells two classes apart, got {len(classes)}: leave `binary` out.")
         super().__init__(in_channels, classes, {**arguments, "binary": binary}, mean=mean, std=std)
+        self.encoder: nn.Module | None = None
+        self.auxiliary: nn.Module | None = None
         self.binary = binary
         self.criterion: Criterion = build_loss("bce" if self.binary else "ce", void=classes.void)
         self.auxiliary_weight = 0.4
@@ -78,11 +91,11 @@ class SemanticModel(SegmentationModel):
         return 1 if self.binary else len(self.classes)
 
     def levels(self) -> Sequence[Sequence[nn.Module]]:
-        """With an encoder: its stages, then all the rest; otherwise one level. See `SegmentationModel.levels`."""
-        encoder = getattr(self, "encoder", None)
-        if not isinstance(encoder, Encoder):
+        """With a `Levelled` encoder: its levels, then all the rest. See `SegmentationModel.levels`."""
+        if not isinstance(self.encoder, Levelled):
             return super().levels()
-        return [*(stage for stage in encoder.stages() if stage), []]
+        rest = [child for name, child in self.named_children() if name != "encoder"]
+        return [*(level for level in self.encoder.levels() if level), rest]
 
     def loss(self, raw: SemanticRaw, truths: Sequence[Result]) -> dict[str, Tensor]:
         """The criterion's named losses against label maps that all have one size (H, W).
@@ -92,20 +105,36 @@ class SemanticModel(SegmentationModel):
         """
         labels = _stack(truths).to(raw.logits.device, non_blocking=True)  # (B, H, W)
         size = (int(labels.shape[1]), int(labels.shape[2]))
-        losses = self.criterion(_resized(raw.logits, size), labels)
+        losses = self.criterion(resized(raw.logits, size), labels)
         if raw.auxiliary is not None:
-            auxiliary = self.criterion(_resized(self.auxiliary_logits(raw.auxiliary, size), size), labels)
+            auxiliary = self.criterion(resized(self.auxiliary_logits(raw.auxiliary, size), size), labels)
             losses |= {f"{name}_auxiliary": value * self.auxiliary_weight for name, value in auxiliary.items()}
         return losses
 
     def auxiliary_logits(self, features: Tensor, size: tuple[int, int]) -> Tensor:
-        """Logits (B, K, h, w) of the auxiliary head, which covers the picture exactly; models with such a head have it.
+        """Logits (B, K, h, w) of the auxiliary head, which cover the picture exactly.
 
         Args:
             features: what `forward` gave as `auxiliary`.
             size: (H, W) of the pictures.
+
+        Raises:
+            KirieError: when the model has no such head.
         """
-        raise KirieError(f"{type(self).__name__} has no auxiliary head.")
+        if self.auxiliary is None:
+            raise KirieError(f"{type(self).__name__} has no auxiliary head.")
+        return self.covering(self.auxiliary(features), size)
+
+    def covering(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
+        """Logits (B, K, h, w) of a head, brought to cover the picture exactly; see `full_size`.
+
+        Models that pad the picture, or whose maps are enlarged otherwise than `decode` does it, say here how.
+
+        Args:
+            logits: as the head gives them.
+            size: (H, W) of the picture.
+        """
+        return logits
 
     def decode(self, raw: SemanticRaw, sizes: Sequence[tuple[int, int]], *, scores: bool = False) -> list[SemanticMap]:
         """One label map per image at the sizes (H, W) asked for; logits are resized before the arg max.
@@ -114,10 +143,18 @@ class SemanticModel(SegmentationModel):
             raw: what `forward` gave for B images.
             sizes: B sizes (H, W).
             scores: keep the probabilities (K, H, W) as float32.
+
+        Raises:
+            KirieError: when the logits are not finite, which no label could tell.
         """
         maps = []
         for logits, size in zip(raw.logits.detach(), sizes, strict=True):
-            full = _resized(logits[None].float(), size)[0]  # (K, H, W) or (1, H, W)
+            if not bool(torch.isfinite(logits.sum(dtype=torch.float32))):
+                raise KirieError(
+                    "The model gives NaN or infinity for this picture: its weights are broken, or too large for the "
+                    "number format."
+                )
+            full = resized(logits[None].float(), size)[0]  # (K, H, W) or (1, H, W)
             maps.append(SemanticMap(self._labels(full), self.classes, _probabilities(full) if scores else None))
         return maps
 
@@ -145,9 +182,14 @@ def full_size(
     """
     if tuple(padded_size) == tuple(size) and not align_corners:
         return logits
-    if tuple(logits.shape[-2:]) != tuple(padded_size):
-        logits = F.interpolate(logits, size=tuple(padded_size), mode="bilinear", align_corners=align_corners)
-    return logits[..., : size[0], : size[1]]
+    return resized(logits, padded_size, align_corners=align_corners)[..., : size[0], : size[1]]
+
+
+def resized(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
+    """`x` (B, C, h, w) at another size (H, W), bilinearly."""
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 
 
 def _probabilities(logits: Tensor) -> Any:
@@ -155,12 +197,6 @@ def _probabilities(logits: Tensor) -> Any:
         foreground = logits.sigmoid()
         return torch.cat([1 - foreground, foreground]).cpu().numpy()
     return logits.softmax(0).cpu().numpy()
-
-
-def _resized(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(logits.shape[-2:]) == tuple(size):
-        return logits
-    return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
 
 
 def _stack(truths: Sequence[Result]) -> Tensor:

@@ -82,6 +82,12 @@ def first_blocks(body: Any) -> list[Place]:
     return [*begins[:-1], (rows[-1], len(body.blocks[rows[-1]]) - 1)]
 
 
+def place_name(place: Place) -> str:
+    """What the module at a place is called in the network."""
+    row, block = place
+    return "bn1" if row == -1 else f"blocks.{row}.{block}"
+
+
 def _is_mobile(body: Any) -> bool:
     """Whether it is timm's EfficientNet or MobileNet cut into stages: a stem and rows of blocks."""
     return hasattr(body, "conv_stem") and isinstance(getattr(body, "blocks", None), nn.Sequential)

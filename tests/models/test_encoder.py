@@ -175,7 +175,7 @@ def test_weights_from_the_hub_without_a_network_are_an_error(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    with pytest.raises(KirieError, match="cannot fetch weights for 'resnet18' \(ConnectionError\)"):
+    with pytest.raises(KirieError, match=r"cannot fetch weights for 'resnet18' \(ConnectionError\)"):
         Encoder("resnet18", weights="hub")
 
 

@@ -12,12 +12,12 @@ convolutions in the same order, as the equal numbers of parameters show. Batch 1
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,11 +86,17 @@ def peak_memory(name: str, side: str, size: int) -> float:
 
 def print_memory(name: str, side: str, size: int) -> None:
     """Prints that number for this process."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _status("VmRSS")
     run = runner(build(name, side), side, size)
     for _ in range(2):
         run()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((_status("VmHWM") - before) / 1024)
+
+
+def _status(entry: str) -> int:
+    """KiB of an entry of Linux's account of this process; the usual ru_maxrss would begin with the parent's memory."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{entry}:"))
 
 
 def measure(name: str, size: int, repeats: int) -> dict[str, Any]:

@@ -36,11 +36,13 @@ class Dataset(Protocol):
         classes: the classes of the truth.
         task: which of the three result types the truth has.
         splits: the splits that the data themselves give (folders, list files), empty where they give none.
+        unfound: what list files name and is not there, so that it is left out.
     """
 
     classes: Classes
     task: Task
     splits: tuple[str, ...]
+    unfound: tuple[str, ...]
 
     def __len__(self) -> int: ...
 

@@ -64,7 +64,7 @@ class FolderDataset:
         layout = self.find_layout(self.path, self.settings, task)
         self.form: LabelFormat = self.find_format(self.path, layout, self.settings, task)
         self.task = fitting_task(self.path, self.form, task)
-        self.words = layout.words
+        self.words, self.unfound = layout.words, layout.unfound
         self.splits = () if layout.seeded else tuple(s for s in SPLITS if s in {pair.split for pair in layout.pairs})
         as_map = self.form.has_instances and self.task == "semantic"
         self.classes = self.form.classes.with_background() if as_map else self.form.classes

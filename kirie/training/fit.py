@@ -18,11 +18,12 @@ from kirie.criterion import build_loss
 from kirie.data import open_dataset
 from kirie.data.batch import AugmentedSamples, BatchPlan, TrainingLoader
 from kirie.data.dataset import Dataset
-from kirie.errors import KirieError
+from kirie.errors import KirieError, counted
 from kirie.files import write_text
 from kirie.models import model_class
 from kirie.models.contract import InputFacts
 from kirie.models.parts.semantic import SemanticModel
+from kirie.progress import say
 from kirie.recipe import (
     Recipe,
     TrainRecipe,
@@ -213,6 +214,10 @@ def _datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
     if data.task not in (None, learned):
         raise KirieError(f"data.task is {data.task}, but {recipe.model.name} learns {learned} truth: leave it out.")
     training = open_dataset(data.path, data.train, task=learned, settings=data.folder_settings())
+    if training.unfound:
+        shown = ", ".join(training.unfound[:3])
+        what = counted(len(training.unfound), "picture")
+        say(f"{data.path}: lists name {what} without a file, such as {shown}; left out. `kirie inspect` tells more.")
     # As `evaluate` does: measured at the pictures' own size, whatever size the model sees them at.
     validation = training.only(data.val, own_size=True)
     for split, dataset in ((data.train, training), (data.val, validation)):

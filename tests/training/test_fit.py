@@ -556,3 +556,19 @@ def test_two_processes_train_one_model(recipe_for, blobs, tmp_path):
 def test_layer_decay_needs_layers_to_tell_apart(recipe_for, tmp_path):
     with pytest.raises(KirieError, match=r"train\.layer_decay is 0\.5, but this unet has no levels.*an encoder"):
         fit(recipe_for(layer_decay=0.5), tmp_path / "run")
+
+
+def test_pictures_that_lists_name_and_are_missing_are_told(recipe_for, blobs, tmp_path, capsys):
+    data = tmp_path / "data"
+    for kind in ("images", "masks"):
+        (data / kind).mkdir(parents=True)
+        for split in ("train", "val"):
+            for file in (blobs / kind / split).iterdir():
+                shutil.copy(file, data / kind / f"{split}{file.name}")
+    for split in ("train", "val"):
+        names = [file.stem for file in (data / "images").iterdir() if file.name.startswith(split)]
+        (data / f"{split}.txt").write_text("\n".join([*names, *(["typo"] if split == "train" else [])]))
+    fit(recipe_for(f"data.path={data}", epochs=1), tmp_path / "run")
+    told = capsys.readouterr()
+    words = " ".join((told.out + told.err).split())
+    assert "lists name 1 picture without a file, such as typo; left out" in words

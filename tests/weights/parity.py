@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from kirie.weights.load import import_checkpoint
+
 
 class Case(NamedTuple):
     name: str
@@ -50,6 +52,14 @@ def _check_fill(case):
     assert total == pytest.approx(check["sum_of_all_tensors"], rel=1e-6)
     assert absolute == pytest.approx(check["sum_of_absolutes"], rel=1e-6)
     assert zlib.crc32(case.image.astype(np.float32).tobytes()) == check["input_crc32_of_float32_bytes"]
+
+
+def through_file(content, path, write=torch.save):
+    """What `import_checkpoint` makes of the file that a publisher would have written; the file is removed again."""
+    write(content, path)
+    found = import_checkpoint(path)
+    path.unlink()
+    return found
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from kirie.errors import KirieError
 from kirie.models.semantic_fpn import SemanticFPN
 from kirie.weights.from_detectron2 import recognises
 from kirie.weights.load import import_checkpoint
-from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs
+from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs, through_file
 
 HOOKS = {
     "net_input": ("encoder.body.conv1", "input"),
@@ -75,15 +75,10 @@ def trained(state):
     }
 
 
-def through_file(content, path):
-    if path.suffix == ".pkl":
-        arrays = {name: tensor.numpy() for name, tensor in content["model"].items()}
-        path.write_bytes(pickle.dumps({**content, "model": arrays}, protocol=2))
-    else:
-        torch.save(content, path)
-    found = import_checkpoint(path)
-    path.unlink()
-    return found
+def write_zoo(content, path):
+    """Writes a file as those of the model zoo are."""
+    arrays = {name: tensor.numpy() for name, tensor in content["model"].items()}
+    path.write_bytes(pickle.dumps({**content, "model": arrays}, protocol=2))
 
 
 # ---- the public reference's answers
@@ -98,7 +93,7 @@ def case(shared):
 def imported(case, tmp_path_factory):
     """The model that comes out of the file the model zoo would have."""
     zoo = {"model": case.state, "__author__": "Detectron2 Model Zoo"}
-    return through_file(zoo, tmp_path_factory.mktemp("release") / "model_final.pkl")
+    return through_file(zoo, tmp_path_factory.mktemp("release") / "model_final.pkl", write_zoo)
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from kirie.errors import KirieError
 from kirie.models.hrnet import HRNet
 from kirie.weights.from_hrnet import recognises, translate
 from kirie.weights.load import import_checkpoint
-from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs
+from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs, through_file
 
 TIMM = {
     "w18_small_v1": "hrnet_w18_small",
@@ -50,13 +50,6 @@ def imported(case, tmp_path_factory):
 @pytest.fixture(scope="module")
 def stages(case, imported):
     return stage_outputs(imported[0], HOOKS, case.image)
-
-
-def through_file(content, path):
-    torch.save(content, path)
-    found = import_checkpoint(path)
-    path.unlink()
-    return found
 
 
 def test_every_stage_is_that_of_the_reference(case, stages):

@@ -9,7 +9,7 @@ from kirie.errors import KirieError
 from kirie.models.segformer import SIZES, SegFormer
 from kirie.weights.from_huggingface import recognises, translate
 from kirie.weights.load import import_checkpoint
-from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs
+from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs, through_file
 
 HOOKS = {
     "input": ("encoder", "input"),
@@ -30,10 +30,7 @@ def case(shared):
 def imported(request, case, tmp_path_factory):
     """The model that comes out of the file the publisher would have written, and how it was translated."""
     path = tmp_path_factory.mktemp("release") / request.param
-    (torch.save if path.suffix == ".bin" else save_file)(case.state, path)
-    found = import_checkpoint(path)
-    path.unlink()
-    return found
+    return through_file(case.state, path, torch.save if path.suffix == ".bin" else save_file)
 
 
 # ---- the public reference

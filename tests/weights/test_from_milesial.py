@@ -5,8 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from kirie.weights.load import import_checkpoint
-from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs
+from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs, through_file
 
 CASES = ["milesial_unet", "seed_unet"]
 
@@ -19,11 +18,7 @@ def case(request, shared):
 @pytest.fixture(scope="module")
 def imported(case, tmp_path_factory):
     """The model that comes out of the file the publisher would have written, and how it was translated."""
-    path = tmp_path_factory.mktemp("release") / "checkpoint.pth"
-    torch.save(case.state, path)
-    found = import_checkpoint(path)
-    path.unlink()
-    return found
+    return through_file(case.state, tmp_path_factory.mktemp("release") / "checkpoint.pth")
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +53,7 @@ def test_the_forms_in_which_files_come_give_the_same_network(case, imported, tmp
     assert len(without) < len(case.state)
     forms = {"with values": case.state | {"mask_values": [0, 1]}, "old": without}
     for name, state in forms.items():
-        path = tmp_path / "checkpoint.pth"
-        torch.save(OrderedDict(state), path)
-        model, translation = import_checkpoint(path)
-        path.unlink()
+        model, translation = through_file(OrderedDict(state), tmp_path / "checkpoint.pth")
         assert list(translation.dropped) == (["mask_values"] if name == "with values" else [])
         found = model.state_dict()
         assert list(found) == list(expected)

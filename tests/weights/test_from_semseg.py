@@ -10,7 +10,7 @@ from kirie.errors import KirieError
 from kirie.models.pspnet import PSPNet
 from kirie.weights.from_semseg import recognises, translate
 from kirie.weights.load import import_checkpoint
-from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs
+from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs, through_file
 
 HOOKS = {
     "input": ("encoder.body.conv1", "input"),
@@ -42,12 +42,9 @@ def published(model):
     return state
 
 
-def through_file(state, path):
-    """What comes out of the file that the project would have written."""
-    torch.save({"epoch": 100, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}, path)
-    found = import_checkpoint(path)
-    path.unlink()
-    return found
+def as_published(state):
+    """What the project writes in training."""
+    return {"epoch": 100, "state_dict": state, "optimizer": {"state": {}, "param_groups": []}}
 
 
 def network(**options):
@@ -71,7 +68,7 @@ def case(shared):
 
 @pytest.fixture(scope="module")
 def imported(case, tmp_path_factory):
-    return through_file(case.state, tmp_path_factory.mktemp("release") / "train_epoch_100.pth")
+    return through_file(as_published(case.state), tmp_path_factory.mktemp("release") / "train_epoch_100.pth")
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +135,7 @@ def test_other_depths_are_told_by_their_blocks(encoder, more, case, stages, tmp_
                 tensor = case.state[name]
                 changed = tensor * 0.1 if name.endswith("bn3.weight") else tensor  # so that sums stay small
                 state[name.replace(f".{usual - 1}.", f".{block}.", 1)] = changed
-    model, translation = through_file(state, tmp_path / "train_epoch_100.pth")
+    model, translation = through_file(as_published(state), tmp_path / "train_epoch_100.pth")
     assert translation.arguments["encoder"] == encoder
     first = min(more)
     found = stage_outputs(model, HOOKS, case.image)
@@ -164,7 +161,7 @@ def test_the_forms_in_which_files_come_give_equal_outputs(options, classes, tmp_
     expected = model(images)
     plain = {n.removeprefix("module."): t for n, t in published(model).items() if not n.endswith("num_batches_tracked")}
     for state in (published(model), plain):
-        found, translation = through_file(state, tmp_path / "checkpoint.pth")
+        found, translation = through_file(as_published(state), tmp_path / "checkpoint.pth")
         assert translation.classes == classes
         raw = found(images)
         assert torch.equal(raw.logits, expected.logits)

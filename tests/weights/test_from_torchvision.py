@@ -16,7 +16,7 @@ from kirie.weights import from_torchvision
 from kirie.weights.from_torchvision import recognises, translate
 from kirie.weights.load import import_checkpoint
 from kirie.weights.load import translate as recognised
-from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs
+from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs, through_file
 
 RESNET = {"input": ("encoder", "input"), "stem": "encoder.body.maxpool", "logits_low": "head", "aux_low": "auxiliary"}
 RESNET |= {f"layer{stage}": f"encoder.body.layer{stage}" for stage in (1, 2, 3, 4)}
@@ -49,11 +49,7 @@ def case(request, shared):
 @pytest.fixture(scope="module")
 def imported(case, tmp_path_factory):
     """The model that comes out of the file that torchvision publishes, and how it was translated."""
-    path = tmp_path_factory.mktemp("release") / case.facts["file_format"]["file"]
-    torch.save(case.state, path)
-    found = import_checkpoint(path)
-    path.unlink()
-    return found
+    return through_file(case.state, tmp_path_factory.mktemp("release") / case.facts["file_format"]["file"])
 
 
 def test_the_network_has_the_size_of_the_release(case, imported):

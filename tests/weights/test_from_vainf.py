@@ -15,7 +15,7 @@ from kirie.errors import KirieError
 from kirie.models import model_class
 from kirie.weights.from_vainf import recognises, translate
 from kirie.weights.load import import_checkpoint
-from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs
+from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs, through_file
 
 HOOKS = {
     "input": ("encoder", "input"),
@@ -48,10 +48,7 @@ def case(shared):
 def imported(case, tmp_path_factory):
     """The model that comes out of the file that the project publishes, and how it was translated."""
     path = tmp_path_factory.mktemp("release") / "latest.pth"  # a name that tells no release
-    torch.save(as_published(case.state), path)
-    found = import_checkpoint(path)
-    path.unlink()
-    return found
+    return through_file(as_published(case.state), path)
 
 
 def test_the_network_has_the_size_of_the_release(case, imported):

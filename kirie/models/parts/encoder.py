@@ -227,21 +227,10 @@ def load_weights(body: nn.Module, path: Path, in_channels: int) -> None:
     Raises:
         KirieError: when the file is missing, cannot be read safely, lacks tensors or has them in another shape.
     """
-    if not path.is_file():
-        raise KirieError(f"There is no encoder weight file {path}.")
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds; PyTorch's own words advise to run the code that it refused
-        raise KirieError(f"Cannot read encoder weights from {path}: it is damaged, or not of tensors alone.") from error
-    if not isinstance(state, Mapping):
-        raise KirieError(f"{path} holds {type(state).__name__}, expected tensors by name (a state dict).")
     # Cut into stages, a network's tensors may be called stages_0.x or model.stages.0.x in place of stages.0.x.
-    given = {_plain(str(name)): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    given = {_plain(name): tensor for name, tensor in read_tensors(path).items()}
     own = body.state_dict()
-    chosen = {name: _for_channels(given[_plain(name)], tensor, in_channels)
+    chosen = {name: for_channels(given[_plain(name)], tensor, in_channels)
               for name, tensor in own.items() if _plain(name) in given}  # fmt: skip
     missing = [name for name in own if name not in chosen and not name.endswith("num_batches_tracked")]
     if missing:
@@ -255,6 +244,29 @@ def load_weights(body: nn.Module, path: Path, in_channels: int) -> None:
     body.load_state_dict(chosen, strict=False)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a local file of encoder weights, by name.
+
+    Args:
+        path: a `.safetensors` file, or one of `torch.save`.
+
+    Raises:
+        KirieError: when the file is missing or cannot be read safely, or holds no names.
+    """
+    if not path.is_file():
+        raise KirieError(f"There is no encoder weight file {path}.")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds; PyTorch's own words advise to run the code that it refused
+        raise KirieError(f"Cannot read encoder weights from {path}: it is damaged, or not of tensors alone.") from error
+    if not isinstance(state, Mapping):
+        raise KirieError(f"{path} holds {type(state).__name__}, expected tensors by name (a state dict).")
+    return {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
+
+
 def _near(name: str) -> list[str]:
     """Architectures of timm whose names are like a mistyped one."""
     stem = re.split(r"[/.:]", name)[-1] or name
@@ -265,7 +277,7 @@ def _plain(name: str) -> str:
     return name.removeprefix("model.").replace(".", "_")
 
 
-def _for_channels(weight: Tensor, own: Tensor, in_channels: int) -> Tensor:
+def for_channels(weight: Tensor, own: Tensor, in_channels: int) -> Tensor:
     """A first convolution learned on RGB, made to fit other channels as timm does for weights from the hub."""
     if in_channels == 3 or weight.ndim != 4 or weight.shape[1] != 3 or own.shape[1:2] != (in_channels,):
         return weight

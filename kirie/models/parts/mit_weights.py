@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
-from timm.models import adapt_input_conv
 from torch import Tensor, nn
 
 from kirie.errors import KirieError
+from kirie.models.parts.encoder import for_channels, read_tensors
 
 _BLOCK = {
     "layer_norm_1": "norm1",
@@ -90,12 +88,12 @@ def read_mit(encoder: nn.Module, weights: str, size: str) -> None:
         KirieError: when the file cannot be had or read, or does not fit.
     """
     path = _download(size) if weights == "hub" else Path(str(weights))
-    renamed = {mit_name(name): tensor for name, tensor in _tensors(path).items()}
+    renamed = {mit_name(name): tensor for name, tensor in read_tensors(path).items()}
     given = joined({name: tensor for name, tensor in renamed.items() if name is not None})
     own = encoder.state_dict()
     first = "stages.0.patch.proj.weight"
-    if first in given and given[first].ndim == 4 and given[first].shape[1] == 3 != own[first].shape[1]:
-        given[first] = adapt_input_conv(own[first].shape[1], given[first])  # learned on RGB
+    if first in given:
+        given[first] = for_channels(given[first], own[first], own[first].shape[1])
     missing, extra = [name for name in own if name not in given], [name for name in given if name not in own]
     wrong = [
         f"{name} {tuple(given[name].shape)}, expected {tuple(own[name].shape)}"
@@ -110,19 +108,6 @@ def read_mit(encoder: nn.Module, weights: str, size: str) -> None:
             "Face's names, as nvidia/mit-b0 has them."
         )
     encoder.load_state_dict(given)
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise KirieError(f"There is no encoder weight file {path}.")
-    try:
-        read: Any = load_file if path.suffix == ".safetensors" else torch.load
-        state = read(path) if read is load_file else read(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler, zip reader and safetensors each raise kinds of their own
-        raise KirieError(f"Cannot read encoder weights from {path}: damaged, or not of tensors alone.") from error
-    if not isinstance(state, Mapping):
-        raise KirieError(f"{path} holds {type(state).__name__}, expected tensors by name (a state dict).")
-    return {str(name): tensor for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
 
 def _download(size: str) -> Path:

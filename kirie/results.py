@@ -66,6 +66,10 @@ class Instances:
         masks: N compact masks.
         size: (H, W) of the picture.
         classes: the K classes.
+        crowd: (N,) bool, which of a truth's rows are no single object but a region that holds many of one class
+            (COCO's `iscrowd`): it is neither learned nor counted, and what is found in it is not wrong. None: none is.
+        areas: (N,) float64 pixels as the file of a truth states them, by which COCO's AP sorts objects into small,
+            medium and large; None takes the masks' pixels.
 
     Raises:
         KirieError: when lengths, shapes, sizes, ids or scores do not fit.
@@ -77,6 +81,8 @@ class Instances:
     masks: Masks
     size: tuple[int, int]
     classes: Classes
+    crowd: npt.NDArray[np.bool_] | None = None
+    areas: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.masks)
@@ -85,6 +91,9 @@ class Instances:
             "labels": (self.labels, (count,)),
             "scores": (self.scores, (count,)),
         }
+        for name in ("crowd", "areas"):
+            if getattr(self, name) is not None:
+                fields[name] = (getattr(self, name), (count,))
         for name, (array, shape) in fields.items():
             if not isinstance(array, np.ndarray) or array.shape != shape:
                 raise KirieError(
@@ -98,6 +107,10 @@ class Instances:
             )
         for name, dtype in (("boxes", np.float32), ("labels", np.int64), ("scores", np.float32)):
             object.__setattr__(self, name, getattr(self, name).astype(dtype, copy=False))
+        if self.crowd is not None and self.crowd.dtype != np.bool_:
+            raise KirieError(f"Instances.crowd must be bool, got {self.crowd.dtype}.")
+        if self.areas is not None and count and not (self.areas.dtype.kind in "fiu" and (self.areas >= 0).all()):
+            raise KirieError("Instances.areas must be numbers of 0 or more.")
         object.__setattr__(self, "size", (int(self.size[0]), int(self.size[1])))
         if self.masks.size != self.size:
             raise KirieError(f"Instances.masks are for a picture of size {self.masks.size}, expected {self.size}.")
@@ -116,10 +129,11 @@ class Instances:
         labels: Sequence[int] | npt.NDArray[Any],
         classes: Classes,
         scores: npt.NDArray[Any] | None = None,
+        crowd: npt.NDArray[np.bool_] | None = None,
     ) -> Instances:
         """Instances with the boxes that the masks have, and scores of 1 where none are given."""
         given = np.ones(len(masks), np.float32) if scores is None else np.asarray(scores, np.float32)
-        return cls(masks.boxes(), np.asarray(labels, np.int64).reshape(-1), given, masks, masks.size, classes)
+        return cls(masks.boxes(), np.asarray(labels, np.int64).reshape(-1), given, masks, masks.size, classes, crowd)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -128,8 +142,19 @@ class Instances:
         """The instances that a slice, an array of whole numbers or an (N,) bool array selects, in that order."""
         chosen = np.atleast_1d(np.arange(len(self))[index])
         return Instances(
-            self.boxes[chosen], self.labels[chosen], self.scores[chosen], self.masks[chosen], self.size, self.classes
+            self.boxes[chosen],
+            self.labels[chosen],
+            self.scores[chosen],
+            self.masks[chosen],
+            self.size,
+            self.classes,
+            None if self.crowd is None else self.crowd[chosen],
+            None if self.areas is None else self.areas[chosen],
         )
+
+    def singles(self) -> Instances:
+        """The rows that are single objects, without crowds."""
+        return self if self.crowd is None else self[~self.crowd]
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,7 @@ def follow(truth: Result, geometry: Geometry) -> Result:
     crops = geometry.warp_crops(truth.masks.crops())
     kept = np.array([index for index, crop in enumerate(crops) if crop is not None], np.intp)
     masks = Masks.from_crops([crop for crop in crops if crop is not None], geometry.size)
-    return Instances.from_masks(masks, truth.labels[kept], truth.classes, truth.scores[kept])
+    return _with_masks(truth, kept, masks)
 
 
 @overload
@@ -281,7 +281,13 @@ def apply_callable(f: Callable[..., Any], image: Image, truth: Result | None) ->
         return new_image, _recounted(new_mask, truth)
     kept = np.setdiff1d(new_mask, [0])
     masks = Masks.from_ids(new_mask, kept.tolist())
-    return new_image, Instances.from_masks(masks, truth.labels[kept - 1], truth.classes, truth.scores[kept - 1])
+    return new_image, _with_masks(truth, kept - 1, masks)
+
+
+def _with_masks(truth: Instances, kept: npt.NDArray[Any], masks: Masks) -> Instances:
+    """The rows `kept` of a truth with new masks, and with the boxes of these."""
+    crowd = None if truth.crowd is None else truth.crowd[kept]
+    return Instances.from_masks(masks, truth.labels[kept], truth.classes, truth.scores[kept], crowd)
 
 
 def _chance(probability: float, rng: np.random.Generator) -> bool:

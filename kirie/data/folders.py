@@ -267,11 +267,16 @@ def _class_list(form: LabelFormat) -> str:
 # Size
 
 
-def resized_size(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
-    """(H, W) with the shorter side `short_side` long and the shape kept; the same size for None."""
-    if short_side is None or min(size) == short_side:
+def resized_size(size: tuple[int, int], short_side: int | None, long_side: int | None = None) -> tuple[int, int]:
+    """(H, W) with the shorter side `short_side` long and the shape kept; the same size for None.
+
+    Where the longer side would then have more than `long_side` pixels it has that many.
+    """
+    if short_side is None:
         return size
     scale = short_side / min(size)
+    if long_side is not None:
+        scale = min(scale, long_side / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -308,4 +313,5 @@ def resize_truth(truth: Result, size: tuple[int, int]) -> Result:
         if picked.any():
             crops.append(Crop(int(first_row), int(first_column), picked))
             kept.append(index)
-    return Instances.from_masks(Masks.from_crops(crops, size), truth.labels[kept], truth.classes)
+    masks, crowd = Masks.from_crops(crops, size), None if truth.crowd is None else truth.crowd[kept]
+    return Instances.from_masks(masks, truth.labels[kept], truth.classes, crowd=crowd)

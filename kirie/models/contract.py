@@ -28,11 +28,13 @@ class InputFacts:
 
     Attributes:
         short_side: pictures are resized so that their shorter side has this many pixels; None keeps their size.
+        long_side: most pixels that the longer side then has (Detectron2: 1333); None for no limit.
         patch: (H, W) of the patches it was trained on, or None when unknown.
     """
 
     short_side: int | None = None
     patch: tuple[int, int] | None = None
+    long_side: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -45,14 +47,16 @@ class InputFacts:
         Raises:
             KirieError: when an entry is unknown or not a whole number above 0.
         """
-        unknown = set(values) - {"short_side", "patch"}
-        side, patch = values.get("short_side"), values.get("patch")
+        unknown = set(values) - {"short_side", "patch", "long_side"}
+        side, patch, longest = values.get("short_side"), values.get("patch"), values.get("long_side")
         pair = (1, 1) if patch is None else patch
         sound = isinstance(pair, list | tuple) and len(pair) == 2
-        sizes = [1 if side is None else side, *(pair if sound else ())]
+        sizes = [1 if side is None else side, 1 if longest is None else longest, *(pair if sound else ())]
         if unknown or not sound or not all(type(v) is int and 0 < v < 2**20 for v in sizes):
-            raise KirieError(f"Input facts must be `short_side` and `patch` in pixels, got {dict(values)!r:.120}.")
-        return cls(side, None if patch is None else (patch[0], patch[1]))
+            raise KirieError(
+                f"Input facts must be `short_side`, `long_side` and `patch` in pixels, got {dict(values)!r:.120}."
+            )
+        return cls(side, None if patch is None else (patch[0], patch[1]), longest)
 
 
 class SegmentationModel(nn.Module, ABC):

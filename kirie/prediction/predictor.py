@@ -68,7 +68,8 @@ class Predictor:
     def _run(self, pictures: Sequence[Picture]) -> list[Any]:
         """The results of at most a batch of pictures of one size."""
         height, width = pictures[0].shape[:2]
-        size = resized_size((height, width), self.model.inputs.short_side)
+        inputs = self.model.inputs
+        size = resized_size((height, width), inputs.short_side, inputs.long_side)
         need, mend = f"{len(pictures)} x {size[0]} x {size[1]} pixels at once", "Use smaller pictures, a smaller batch"
         with memory_for(need, self.device, mend=f"{mend} or another device."):
             scaled = np.stack([p if size == (height, width) else resize_image(p, size) for p in pictures])

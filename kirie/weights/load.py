@@ -17,7 +17,7 @@ from kirie.classes import Classes
 from kirie.errors import KirieError, counted
 from kirie.lookup import look_up
 from kirie.models import model_class
-from kirie.models.contract import InputFacts, SegmentationModel, unsound
+from kirie.models.contract import SegmentationModel, unsound
 from kirie.weights import PUBLISHERS
 from kirie.weights.read import read_state, unwrapped
 from kirie.weights.releases import find_release, named
@@ -56,8 +56,7 @@ def import_checkpoint(
     settled = named(release).settled() if release else names_beside(path, translation)
     translation = replace(_changed(translation, {**settled, **_given(changes)}), release=release)
     model = _built(translation, path)
-    if release is not None:
-        model.inputs = InputFacts(named(release).short_side, named(release).patch)
+    model.inputs = named(release).inputs if release is not None else translation.inputs
     return model, translation
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kirie.errors import KirieError
 
 if TYPE_CHECKING:
+    from kirie.models.contract import InputFacts
     from kirie.weights.translation import Translation
 
 
@@ -42,6 +43,7 @@ class Release:
         licence: what is known of the terms of the weights.
         short_side: pixels of a picture's shorter side that the publisher resizes to; None keeps pictures as they are.
         patch: (H, W) of the patches it was trained on.
+        long_side: most pixels that the longer side then has; None for no limit.
         arguments: arguments of the model that the file cannot tell.
         note: what else to know.
     """
@@ -63,8 +65,16 @@ class Release:
     source: str | None = None
     short_side: int | None = None
     patch: tuple[int, int] | None = None
+    long_side: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     note: str | None = None
+
+    @property
+    def inputs(self) -> InputFacts:
+        """What the publisher does to a picture beforehand."""
+        from kirie.models.contract import InputFacts
+
+        return InputFacts(self.short_side, self.patch, self.long_side)
 
     def fits(self, translation: Translation) -> bool:
         """Whether a translated checkpoint has this release's publisher, architecture, form and number of classes."""

@@ -1,84 +1,31 @@
-"""The contract, over every row of MODELS. A new architecture adds one line to SMALL (and a truth for a new task)."""
+"""The contract, over every row of MODELS. A new architecture adds one line to `contract.SMALL`."""
 
 import copy
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models import MODELS, model_class, model_name
 from kirie.models.contract import SegmentationModel
 from kirie.models.file import load, save
 from kirie.results import Instances, PanopticMap, SemanticMap
+from tests.models.contract import (
+    RESULTS,
+    SMALL,
+    build,
+    each_model,
+    each_option,
+    equal,
+    nothing,
+    pictures,
+    tensors,
+    total,
+    truths,
+)
 
-SMALL = {  # arguments that make each architecture quick
-    "deeplabv3": {"encoder": "test_efficientnet", "width": 16},
-    "deeplabv3plus": {"encoder": "test_efficientnet", "width": 16, "low_width": 8},
-    "fcn": {"encoder": "test_efficientnet"},
-    "hrnet": {"width": 6, "blocks": 1, "modules": (1, 1, 1), "layer1": (8, 1)},
-    "lraspp": {"encoder": "test_efficientnet", "width": 16},
-    "pspnet": {"encoder": "test_efficientnet", "width": 16, "bins": (1, 2)},
-    "segformer": {
-        "widths": (8, 16, 40, 32),
-        "depths": (1, 1, 2, 1),
-        "reductions": (2, 2, 1, 1),
-        "decoder_width": 16,
-    },
-    "semantic_fpn": {"encoder": "test_efficientnet", "channels": 16, "width": 16},
-    "unet": {"width": 4, "depth": 2},
-}
-OPTIONS = [  # of a model's own or of its encoder: parts that do not learn, and encoders put together otherwise
-    ("deeplabv3", {"output_stride": 16, "encoder_options": {"frozen_stages": 2}}),
-    ("deeplabv3plus", {"output_stride": 8, "encoder_options": {"pad_first": True, "frozen_norm": True}}),
-    ("fcn", {"output_stride": 32, "encoder_options": {"frozen_norm": True, "norm_eps": 0.01}}),
-    ("hrnet", {"frozen_norm": True}),
-    ("hrnet", {"frozen_stages": 2, "align_corners": True}),
-    ("lraspp", {"encoder_options": {"first_blocks": True, "frozen_stages": 2}}),
-    ("pspnet", {"align_corners": False, "encoder_options": {"dilate_first": True, "frozen_norm": True}}),
-    ("segformer", {"frozen_stages": 2}),
-    ("semantic_fpn", {"encoder_options": {"norm_eps": 0.01, "frozen_stages": 3}}),
-    ("unet", {"encoder": "test_efficientnet", "depth": 3, "encoder_options": {"frozen_stages": 1}}),
-]
-RESULTS = {"semantic": SemanticMap, "instance": Instances, "panoptic": PanopticMap}
 SIZES = [(1, 1), (17, 33), (97, 203)]
-
-each_model = pytest.mark.parametrize("name", MODELS)
-each_option = pytest.mark.parametrize(("name", "options"), OPTIONS)
-
-
-def build(name, in_channels=3, classes=2, **options):
-    torch.manual_seed(0)
-    return model_class(name)(in_channels, classes, **SMALL[name] | options)
-
-
-def pictures(count=2, channels=3, size=(24, 40), seed=0):
-    return torch.rand(count, channels, *size, generator=torch.Generator().manual_seed(seed))
-
-
-def truths(model, count=2, size=(24, 40), seed=0):
-    """Truths of the model's task with every class that has room, and some void."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, len(model.classes), (count, *size))
-    labels[rng.random(labels.shape) < 0.05] = model.classes.void
-    dtype = np.uint8 if model.classes.void == 255 else np.int32
-    assert model.task == "semantic", "write the truths of another task here"
-    return [SemanticMap(picture.astype(dtype), model.classes) for picture in labels]
-
-
-def tensors(raw):
-    return [value for value in raw if isinstance(value, Tensor)]
-
-
-def total(model, images, given):
-    return torch.stack(list(model.loss(model(images), given).values())).sum()
-
-
-def equal(result, other):
-    assert type(result) is type(other)
-    return all(np.array_equal(getattr(result, k), getattr(other, k)) for k in ("labels",))
 
 
 def test_every_row_has_small_arguments():
@@ -100,53 +47,10 @@ def test_pictures_of_any_size(name, size):
     model = build(name).eval()
     raw = model(pictures(size=size))
     assert all(t.isfinite().all() for t in tensors(raw))
-    stride_of(raw, size)
     results = model.decode(raw, [size, size])
     assert [type(r) for r in results] == [RESULTS[model.task]] * 2
     assert [r.size for r in results] == [size, size]
     assert all(r.classes == model.classes for r in results)
-
-
-def stride_of(raw, size):
-    """The power of two by which the logits are smaller than the picture, rounded up; 1 where they have its size."""
-    found = tuple(raw.logits.shape[-2:])
-    strides = [s for s in (1, 2, 4, 8, 16, 32) if found == tuple(-(-side // s) for side in size)]
-    assert strides, f"logits of {found} do not cover a picture of {size}"
-    return strides[0]
-
-
-def probabilities(model, image):
-    size = tuple(image.shape[-2:])
-    raw = model(image)
-    return torch.from_numpy(model.decode(raw, [size], scores=True)[0].scores)[0], stride_of(raw, size)
-
-
-def moved_by(found, expected, most=8):
-    """By how many columns `found` (H, W) must be moved to the right to be most like `expected`."""
-    inner = slice(most, expected.shape[1] - most)
-
-    def likeness(columns):
-        pair = torch.stack([found.roll(columns, 1)[:, inner].flatten(), expected[:, inner].flatten()])
-        return torch.corrcoef(pair)[0, 1]
-
-    return max(range(-most, most + 1), key=likeness)
-
-
-@each_model
-@torch.no_grad()
-def test_nothing_moves_where_the_picture_is_cut_off(name):
-    """At the right of a picture as at the same place of one that goes on, to less than one pixel of the logits."""
-    model = build(name).eval()
-    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    image = image.repeat_interleave(4, 2).repeat_interleave(4, 3)
-    image[..., 61:] = image[..., 60:61]
-    image[..., 61:, :] = image[..., 60:61, :]
-    whole, stride = probabilities(model, image)
-    for axis in (0, 1):
-        cut, _ = probabilities(model, image[..., :61] if axis else image[..., :61, :])
-        pair = (cut, whole[: cut.shape[0], : cut.shape[1]])
-        found, expected = (p if axis else p.T for p in pair)
-        assert abs(moved_by(found[:, 24:], expected[:, 24:])) < stride
 
 
 @each_model
@@ -168,14 +72,15 @@ def test_any_number_of_channels(name, channels):
 @pytest.mark.parametrize("classes", [1, 2, 5, 300])
 def test_any_number_of_classes(name, classes):
     model = build(name, classes=classes)
-    count = max(classes, 2)
+    count = classes if model.task == "instance" else max(classes, 2)
     assert len(model.classes) == count
     loss = total(model, pictures(), truths(model))
     loss.backward()
     assert loss.isfinite()
     result = model.eval().decode(model(pictures()), [(24, 40)] * 2)[0]
-    assert result.labels.dtype == (np.uint8 if count <= 255 else np.int32)
-    assert result.labels.max() < count
+    if model.task == "semantic":
+        assert result.labels.dtype == (np.uint8 if count <= 255 else np.int32)
+    assert result.labels.max(initial=0) < count
 
 
 @each_model
@@ -228,8 +133,11 @@ def test_loss_falls_on_one_batch(name):
     model = build(name, classes=3).train()
     # In areas, which models whose logits have an eighth of the size can show as well.
     images = pictures(size=(3, 5)).repeat_interleave(8, 2).repeat_interleave(8, 3)
-    labels = (images[:, 0] * 3).long().clamp(max=2).numpy().astype(np.uint8)  # something the picture shows
-    given = [SemanticMap(picture, model.classes) for picture in labels]
+    if model.task == "instance":
+        given = truths(model)
+    else:
+        labels = (images[:, 0] * 3).long().clamp(max=2).numpy().astype(np.uint8)  # something the picture shows
+        given = [SemanticMap(picture, model.classes) for picture in labels]
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-2)
     losses = []
     for _ in range(15):
@@ -242,13 +150,14 @@ def test_loss_falls_on_one_batch(name):
 
 
 @each_model
-def test_void_alone_gives_no_loss_and_finite_gradients(name):
+def test_truths_with_nothing_in_them_give_finite_gradients(name):
     model = build(name)
-    void = np.full((24, 40), model.classes.void, np.uint8)
-    loss = total(model, pictures(), [SemanticMap(void, model.classes)] * 2)
+    loss = total(model, pictures(), nothing(model))
     loss.backward()
-    assert loss == 0
-    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert (
+        loss == 0 if model.task == "semantic" else loss.isfinite()
+    )  # void teaches nothing; that there is no object does
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
 @each_model
@@ -261,9 +170,10 @@ def test_half_precision_stays_finite(name):
     assert loss.dtype == torch.float32
     assert loss.isfinite()
     loss.backward()
-    scores = model.decode(raw, [(24, 40)] * 2, scores=True)[0].scores
-    assert scores.dtype == np.float32
-    np.testing.assert_allclose(scores.sum(0), 1, atol=1e-5)
+    result = model.decode(raw, [(24, 40)] * 2, scores=True)[0]
+    assert result.scores.dtype == np.float32
+    if model.task == "semantic":
+        np.testing.assert_allclose(result.scores.sum(0), 1, atol=1e-5)
 
 
 @each_model
@@ -286,23 +196,14 @@ def test_pictures_of_a_batch_do_not_touch_one_another(name):
     images = pictures(3)
     together = model.decode(model(images), [(24, 40)] * 3)
     alone = [model.decode(model(image[None]), [(24, 40)])[0] for image in images]
-    # Kernels for other batch sizes may round otherwise, so a tie may fall to the other side.
-    assert all((a.labels == b.labels).mean() > 0.99 for a, b in zip(together, alone, strict=True))
-
-
-@each_model
-@pytest.mark.parametrize("classes", [1, 2, 5, 300])
-def test_scores_are_probabilities_that_agree_with_the_labels(name, classes):
-    model = build(name, classes=classes).eval()
-    raw = model(pictures())  # with gradients, which decoding must not trip over
-    for size in [(24, 40), (13, 57)]:
-        result = model.decode(raw, [size] * 2, scores=True)[0]
-        assert result.scores.shape == (len(model.classes), *size)
-        assert result.scores.min() >= 0
-        np.testing.assert_allclose(result.scores.sum(0), 1, atol=1e-5)
-        best = np.take_along_axis(result.scores, result.labels[None].astype(np.int64), 0)[0]
-        assert (best >= result.scores.max(0) - 1e-6).all()
-    assert model.decode(raw, [(24, 40)] * 2)[0].scores is None
+    for one, other in zip(together, alone, strict=True):
+        # Kernels for other batch sizes may round otherwise, so a tie may fall to the other side.
+        if isinstance(one, Instances):
+            assert abs(len(one) - len(other)) <= 0.01 * len(one)
+            shared = min(len(one), len(other))
+            np.testing.assert_allclose(one.scores[:shared], other.scores[:shared], atol=1e-4)
+        else:
+            assert (one.labels == other.labels).mean() > 0.99
 
 
 @each_model
@@ -394,12 +295,6 @@ def test_no_classes_and_no_channels_are_refused(name, count):
         model_class(name)(False if count is True else count, 2, **SMALL[name])
 
 
-@each_model
-def test_a_single_class_is_refused_with_the_mend(name):
-    with pytest.raises(KirieError, match=r"'cell' is the only class.*with_background"):
-        model_class(name)(3, Classes(("cell",)), **SMALL[name])
-
-
 # ---- options
 
 
@@ -417,7 +312,6 @@ def test_options_are_kept_in_the_file(name, options, tmp_path):
     assert options.items() <= found.arguments.items()
     images = pictures(size=(64, 96), seed=9)
     raw, again = model(images), found(images)
-    stride_of(raw, (64, 96))
     assert all(torch.equal(a, b) for a, b in zip(tensors(raw), tensors(again), strict=True))
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         n for n, p in found.named_parameters() if p.requires_grad

@@ -1,0 +1,89 @@
+"""What instance models share: from the tensors of one picture to its `Instances`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from kirie import boxes as box_maths
+from kirie.masks import Masks
+from kirie.models.contract import SegmentationModel
+from kirie.results import Instances
+
+
+class Detections(NamedTuple):
+    """What a model found in one picture, the highest score first, as tensors alone: what an export gives as well.
+
+    Attributes:
+        boxes: (N, 4) float xyxy pixels of the size that was asked for.
+        labels: (N,) int64 class ids 0..K-1.
+        scores: (N,) float in [0, 1].
+        maps: (N, h, w) float probabilities on a grid of the model's own; see the model's `cut`.
+        seen: (2,) int64, the H and W of the picture that the network saw, without padding.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    maps: Tensor
+    seen: Tensor
+
+
+class InstanceModel(SegmentationModel):
+    """A model that gives Instances; a subclass writes `forward`, `loss`, `decode_tensors` and `cut`.
+
+    Attributes:
+        threshold: the score from which on its objects are worth showing to a person.
+    """
+
+    task = "instance"
+    threshold: ClassVar[float] = 0.5
+
+    @abstractmethod
+    def decode_tensors(self, raw: Any, size: Tensor) -> Detections:
+        """The objects of one picture, without leaving tensors, so that exports hold the very same steps.
+
+        Args:
+            raw: of one picture: every tensor has a batch axis of length 1.
+            size: (2,) int64, the H and W for which boxes are wanted.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def cut(boxes: npt.NDArray[Any], maps: npt.NDArray[Any], seen: tuple[int, int], size: tuple[int, int]) -> Masks:
+        """The masks (N) at `size` (H, W) out of the maps of `Detections`, in NumPy, one at a time."""
+
+    def decode(self, raw: Any, sizes: Sequence[tuple[int, int]], *, scores: bool = False) -> list[Instances]:
+        """The objects of each picture at the sizes (H, W) asked for, the highest score first.
+
+        Objects have one score each; `scores`, for probabilities per pixel, changes nothing.
+        """
+        found = []
+        for index, (height, width) in enumerate(sizes):
+            one = type(raw)(*(_of_picture(part, index) for part in raw))
+            size = torch.tensor([height, width], device=self.mean.device)
+            found.append(self.as_instances(self.decode_tensors(one, size), (height, width)))
+        return found
+
+    def as_instances(self, found: Detections, size: tuple[int, int]) -> Instances:
+        """Detections for a picture of `size` (H, W) as compact instances."""
+        boxes, labels, scores, maps = (part.detach().cpu().numpy() for part in found[:4])
+        height, width = found.seen.tolist()
+        masks = self.cut(boxes, maps, (int(height), int(width)), size)
+        kept = box_maths.clip(boxes, size)
+        return Instances(kept, labels, np.clip(scores.astype(np.float32), 0, 1), masks, size, self.classes)
+
+
+def _of_picture(part: Any, index: int) -> Any:
+    """What one picture has of a field of `raw`: a batched tensor, several of them, or None."""
+    if part is None:
+        return None
+    if isinstance(part, tuple):
+        return tuple(_of_picture(each, index) for each in part)
+    return part[index : index + 1]

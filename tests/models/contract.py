@@ -1,0 +1,105 @@
+"""What the contract tests share: small arguments for every architecture, pictures, and truths of every task."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kirie.masks import Masks
+from kirie.models import MODELS, model_class
+from kirie.results import Instances, PanopticMap, SemanticMap
+
+SMALL = {  # arguments that make each architecture quick
+    "deeplabv3": {"encoder": "test_efficientnet", "width": 16},
+    "deeplabv3plus": {"encoder": "test_efficientnet", "width": 16, "low_width": 8},
+    "fcn": {"encoder": "test_efficientnet"},
+    "hrnet": {"width": 6, "blocks": 1, "modules": (1, 1, 1), "layer1": (8, 1)},
+    "lraspp": {"encoder": "test_efficientnet", "width": 16},
+    "pspnet": {"encoder": "test_efficientnet", "width": 16, "bins": (1, 2)},
+    "segformer": {
+        "widths": (8, 16, 40, 32),
+        "depths": (1, 1, 2, 1),
+        "reductions": (2, 2, 1, 1),
+        "decoder_width": 16,
+    },
+    "semantic_fpn": {"encoder": "test_efficientnet", "channels": 16, "width": 16},
+    "unet": {"width": 4, "depth": 2},
+}
+OPTIONS = [  # of a model's own or of its encoder: parts that do not learn, and encoders put together otherwise
+    ("deeplabv3", {"output_stride": 16, "encoder_options": {"frozen_stages": 2}}),
+    ("deeplabv3plus", {"output_stride": 8, "encoder_options": {"pad_first": True, "frozen_norm": True}}),
+    ("fcn", {"output_stride": 32, "encoder_options": {"frozen_norm": True, "norm_eps": 0.01}}),
+    ("hrnet", {"frozen_norm": True}),
+    ("hrnet", {"frozen_stages": 2, "align_corners": True}),
+    ("lraspp", {"encoder_options": {"first_blocks": True, "frozen_stages": 2}}),
+    ("pspnet", {"align_corners": False, "encoder_options": {"dilate_first": True, "frozen_norm": True}}),
+    ("segformer", {"frozen_stages": 2}),
+    ("semantic_fpn", {"encoder_options": {"norm_eps": 0.01, "frozen_stages": 3}}),
+    ("unet", {"encoder": "test_efficientnet", "depth": 3, "encoder_options": {"frozen_stages": 1}}),
+]
+RESULTS = {"semantic": SemanticMap, "instance": Instances, "panoptic": PanopticMap}
+
+each_model = pytest.mark.parametrize("name", MODELS)
+each_semantic = pytest.mark.parametrize("name", [n for n in MODELS if model_class(n).task == "semantic"])
+each_instance = pytest.mark.parametrize("name", [n for n in MODELS if model_class(n).task == "instance"])
+each_option = pytest.mark.parametrize(("name", "options"), OPTIONS)
+
+
+def build(name, in_channels=3, classes=2, **options):
+    torch.manual_seed(0)
+    model = model_class(name)(in_channels, classes, **SMALL[name] | options)
+    if model.task == "instance":
+        model.score_threshold = 0.0  # what is not trained is sure of nothing
+    return model
+
+
+def pictures(count=2, channels=3, size=(24, 40), seed=0):
+    return torch.rand(count, channels, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def truths(model, count=2, size=(24, 40), seed=0):
+    """Truths of the model's task with every class that has room: noise with some void, or rectangles of all sizes."""
+    rng = np.random.default_rng(seed)
+    if model.task == "instance":
+        return [rectangles(rng, size, model.classes) for _ in range(count)]
+    labels = rng.integers(0, len(model.classes), (count, *size))
+    labels[rng.random(labels.shape) < 0.05] = model.classes.void
+    dtype = np.uint8 if model.classes.void == 255 else np.int32
+    assert model.task == "semantic", "write the truths of another task here"
+    return [SemanticMap(picture.astype(dtype), model.classes) for picture in labels]
+
+
+def rectangles(rng, size, classes, count=4):
+    masks = np.zeros((count, *size), bool)
+    for index, mask in enumerate(masks):
+        height, width = (max(1, side // (index + 1)) for side in size)
+        top, left = (rng.integers(0, side - part + 1) for side, part in zip(size, (height, width), strict=True))
+        mask[top : top + height, left : left + width] = True
+    return Instances.from_masks(Masks.from_dense(masks), np.arange(count) % len(classes), classes)
+
+
+def nothing(model, count=2, size=(24, 40)):
+    """Truths that say nothing about any pixel, or that there is no object."""
+    if model.task == "instance":
+        return [Instances.from_masks(Masks(size), [], model.classes)] * count
+    return [SemanticMap(np.full(size, model.classes.void, np.uint8), model.classes)] * count
+
+
+def tensors(raw):
+    """The tensors of a `raw`, those in tuples as well."""
+    if raw is None:
+        return []
+    return [raw] if isinstance(raw, Tensor) else [tensor for part in raw for tensor in tensors(part)]
+
+
+def total(model, images, given):
+    return torch.stack(list(model.loss(model(images), given).values())).sum()
+
+
+def equal(result, other):
+    """Whether two results are the same to the last bit."""
+    assert type(result) is type(other)
+    if isinstance(result, Instances):
+        same = [np.array_equal(getattr(result, k), getattr(other, k)) for k in ("boxes", "labels", "scores")]
+        return all(same) and result.masks.rles() == other.masks.rles()
+    return np.array_equal(result.labels, other.labels)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kirie.classes import Classes
+    from kirie.conversion.convert import convert
     from kirie.data import open_dataset
     from kirie.data.inspect import inspect_dataset
     from kirie.drawing import draw
@@ -41,6 +42,7 @@ _HOMES = {
     "Predictor": "kirie.prediction.predictor",
     "SemanticMap": "kirie.results",
     "UNet": "kirie.models.unet",
+    "convert": "kirie.conversion.convert",
     "dice": "kirie.metrics",
     "draw": "kirie.drawing",
     "evaluate": "kirie.prediction.evaluate",
@@ -66,6 +68,7 @@ __all__ = [
     "Predictor",
     "SemanticMap",
     "UNet",
+    "convert",
     "dice",
     "draw",
     "evaluate",

@@ -6,18 +6,18 @@ import io
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kirie.cli_data import Data, FolderChanges, convert, inspect, show_inspection, typed_settings
 from kirie.cli_weights import import_, load, models
 from kirie.errors import KirieError
 from kirie.terminal import json_text, print_table, shown
 
 if TYPE_CHECKING:
-    from kirie.data.layouts import FolderSettings
     from kirie.models.contract import SegmentationModel
 
 app = typer.Typer(
@@ -28,20 +28,11 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="The folder of a data set.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors model file or the folder of a run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")]
 Changes = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.ENTRY=VALUE", help="Set an entry of the recipe: train.epochs=40."),
-]
-FolderChanges = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="ENTRY=VALUE",
-        help="Say how the data's folders are read, as in the data section of a recipe: suffix=_mask, kind=binary.",
-    ),
 ]
 Architecture = Annotated[
     str | None, typer.Option(metavar="PACKAGE.MODULE:CLASS", help="Your own class, for a model saved from one.")
@@ -110,7 +101,7 @@ def demo(
     pick_device(device)  # complain before anything is written
     data = make_demo(out / "data", pictures=pictures)
     print(f"1/4 {pictures} pictures with coins on brick, grass and gravel: {data}")
-    _show_inspection(data, None, out / "inspect.png", as_json=False)
+    show_inspection(data, None, out / "inspect.png", as_json=False)
     print(f"\n2/4 training a small U-Net for {epochs} epochs")
     run = _demo_training(data, out, epochs, device)
     print("\n3/4 measuring it on the test pictures, which it has not seen")
@@ -164,54 +155,8 @@ def _demo_training(data: Path, out: Path, epochs: int, device: str) -> Path:
     return run.folder
 
 
-@app.command()
-def inspect(
-    data: Data,
-    task: Annotated[
-        str | None, typer.Option(help="semantic, instance or panoptic; by default what the labels are.")
-    ] = None,
-    sheet: Annotated[
-        Path | None, typer.Option(help="Where to write the contact sheet (default: DATA_sheet.png).")
-    ] = None,
-    no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    changes: FolderChanges = None,
-) -> None:
-    """Check a data set.
-
-    Tells format, classes, sizes, balance, and every fault of the labels with how to mend it. Ends with exit code 1
-    when there are faults. Options of the folders are set as in a recipe's data section, such as --set suffix=_mask or
-    --set kind=binary.
-    """
-    place = None if no_sheet else sheet or Path(f"{data.resolve().name}_sheet.png")
-    raise typer.Exit(_show_inspection(data, task, place, as_json=as_json, settings=_folder_settings(data, changes)))
-
-
-def _show_inspection(
-    data: Path, task: str | None, sheet: Path | None, *, as_json: bool, settings: FolderSettings | None = None
-) -> int:
-    from kirie.data import open_dataset
-    from kirie.data.inspect import inspect_dataset, sheet_samples
-    from kirie.drawing import contact_sheet, draw
-    from kirie.files import write_picture
-
-    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise KirieError(f"A contact sheet is a .png or .jpg file, got {sheet}.")
-    inspection = inspect_dataset(data, task=task, settings=settings)
-    if not inspection.images and inspection.faults:
-        raise KirieError(inspection.faults[0].what)
-    print(json_text(inspection.to_dict()) if as_json else "\n".join(inspection.lines()))
-    try:
-        samples = [] if sheet is None else sheet_samples(open_dataset(data, task=task, settings=settings))
-    except KirieError:
-        samples = []  # faults too grave to draw anything; they are told above
-    if sheet is not None and samples:
-        pictures = [(s.name, s.image[..., :3], s.truth) for s in samples]
-        cells: list[tuple[str, list[Any]]] = [(name, [image, draw(truth, image)]) for name, image, truth in pictures]
-        write_picture(sheet, contact_sheet(cells))
-        if not as_json:
-            print(f"contact sheet: {sheet}")
-    return 0 if inspection.ok else 1
+app.command()(inspect)
+app.command()(convert)
 
 
 @app.command()
@@ -283,7 +228,7 @@ def _evaluate(
 
     path = model_path(model)
     loaded = _load(path, architecture)
-    dataset = open_for(loaded, data, split, _folder_settings(data, changes, folder_settings(loaded)))
+    dataset = open_for(loaded, data, split, typed_settings(data, changes, folder_settings(loaded)))
     place = out or path.parent
     report = measure(loaded, dataset, out=place, device=device, name=str(model))
     chosen = getattr(dataset, "split", None)
@@ -293,8 +238,7 @@ def _evaluate(
         return
     print(f"{data}: {len(dataset)} pictures ({f'split {chosen}' if chosen else 'all there are'})\n")
     print_table(report.rows())
-    means = {"mIoU": report.miou, "mean Dice": report.mean_dice, "pixel accuracy": report.pixel_accuracy}
-    print("\n" + "   ".join(f"{name} {shown(value)}" for name, value in means.items()))
+    print("\n" + "   ".join(f"{name} {shown(value)}" for name, value, _ in report.headline()))
     print(report.convention)
     print(f"report: {place / 'report.html'}")
 
@@ -304,7 +248,26 @@ def predict(
     model: ModelFile,
     images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, or patterns in quotes.")],
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
-    save: Annotated[str, typer.Option(help="What to write, with commas: labels, overlay, scores.")] = "labels,overlay",
+    save: Annotated[
+        str | None,
+        typer.Option(
+            help="What to write, with commas: labels, overlay; of semantic models scores, of instance models "
+            "ids, csv, coco, yolo, cutouts. The default is labels,overlay, and overlay,csv of instance models.",
+            show_default=False,
+        ),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="The lowest score of objects; the default is the model's own, 0.5 unless it says otherwise."),
+    ] = None,
+    classes: Annotated[str | None, typer.Option(help="Keep only objects of these classes: person,car.")] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(help="The most objects of a picture, the surest ones (default: the model's limit).")
+    ] = None,
+    image_ids: Annotated[
+        Path | None,
+        typer.Option(metavar="COCO.json", help="A COCO file with the image ids that the coco results get."),
+    ] = None,
     device: Device = "auto",
     architecture: Architecture = None,
 ) -> None:
@@ -312,21 +275,38 @@ def predict(
 
     A bad file is reported and the others go on; the exit code is 1 then.
     """
-    raise typer.Exit(_predict(model, images, out, save, device, architecture))
+    keep = None if classes is None else _words(classes)
+    choice = {"threshold": threshold, "keep": keep, "most": max_detections}
+    raise typer.Exit(_predict(model, images, out, save, device, architecture, choice=choice, image_ids=image_ids))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _predict(
-    model: Path, images: Sequence[str], out: Path, save: str, device: str, architecture: str | None = None
+    model: Path,
+    images: Sequence[str],
+    out: Path,
+    save: str | None,
+    device: str,
+    architecture: str | None = None,
+    *,
+    choice: Mapping[str, Any] | None = None,
+    image_ids: Path | None = None,
 ) -> int:
-    from kirie.prediction.predictor import Predictor
-    from kirie.prediction.save import check_kinds, find_images, predict_files
+    from kirie.prediction.kinds import check_kinds
+    from kirie.prediction.predictor import shown_predictor
+    from kirie.prediction.save import find_images, predict_files
 
-    kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
-    check_kinds(kinds)  # complain about what was typed before loading anything
+    kinds = None if save is None else _words(save)
+    if kinds is not None:
+        check_kinds(kinds)  # complain about what was typed before loading anything
     find_images(images)
-    predictor = Predictor(_load(model, architecture), device=device, scores="scores" in kinds)
+    loaded = _load(model, architecture)
+    predictor = shown_predictor(loaded, device=device, scores="scores" in (kinds or ()), **(choice or {}))
     done, failed = 0, 0
-    for outcome in predict_files(predictor, images, out, kinds=kinds):
+    for outcome in predict_files(predictor, images, out, kinds=kinds, images=image_ids):
         if outcome.error is None:
             done += 1
         else:
@@ -350,21 +330,6 @@ def _load(model: Path, architecture: str | None) -> SegmentationModel:
         return read(model)
     _see_own_modules()
     return read(model, architecture=model_class(architecture, own_code=True))
-
-
-def _folder_settings(
-    data: Path, changes: Sequence[str] | None, settings: FolderSettings | None = None
-) -> FolderSettings | None:
-    """How to read the folders of `data`: these settings, with the changes typed."""
-    if not changes:
-        return settings
-    from dataclasses import asdict
-
-    from kirie.recipe import parse_recipe
-
-    section = {} if settings is None else asdict(settings)
-    entries = [f"data.{change.removeprefix('data.')}" for change in changes]
-    return parse_recipe({"data": {**section, "path": str(data)}}, entries, source="--set").data.folder_settings()
 
 
 app.command("import")(import_)

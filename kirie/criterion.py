@@ -15,6 +15,9 @@ from kirie.errors import KirieError
 from kirie.losses import LOSSES, RANGES, check_numbers, widened
 
 
+USUAL_LOSS = "ce+dice"  # of semantic models whose recipe names none
+
+
 @dataclass(frozen=True)
 class Term:
     """One summand of a loss: its name in `LOSSES`, its factor and its options."""

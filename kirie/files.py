@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +46,55 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         if stand_in is not None:
             with suppress(OSError):
                 stand_in.unlink(missing_ok=True)
+
+
+@contextmanager
+def growing_file(
+    path: str | Path, head: str = "", foot: str = "", between: str = ""
+) -> Iterator[Callable[[str], None]]:
+    """A function that adds a record to a UTF-8 file, which is whole after each of them and is put in place at the end.
+
+    A record that the system refuses leaves the file as it was before, so others may follow. When the block raises,
+    an earlier file stays as it was.
+
+    Args:
+        path: the file.
+        head: what stands before the first record.
+        foot: what stands after the last one.
+        between: what stands between two.
+
+    Raises:
+        KirieError: when the system refuses to write.
+    """
+    with whole_file(path) as stand_in, stand_in.open("r+b", buffering=0) as file:
+        ending = foot.encode()
+        end, joint = 0, b""  # where the foot begins; what precedes the next record
+
+        def put(text: bytes) -> None:
+            nonlocal end
+            try:
+                _write_at(file, end, text + ending)
+            except OSError as error:
+                with suppress(OSError):  # these bytes were there before, so there is room for them
+                    _write_at(file, end, ending)
+                    file.truncate(end + len(ending))
+                raise KirieError(f"Cannot write {path}: {error.strerror or error}. Free some space.") from error
+            end += len(text)
+
+        def add(record: str) -> None:
+            nonlocal joint
+            put(joint + record.encode("utf-8", "backslashreplace"))
+            joint = between.encode()
+
+        put(head.encode("utf-8", "backslashreplace"))
+        yield add
+
+
+def _write_at(file: io.FileIO, place: int, data: bytes) -> None:
+    file.seek(place)
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def write_picture(path: str | Path, image: Image, *, quality: int = 90) -> None:

@@ -24,8 +24,7 @@ from kirie.lookup import look_up
 from kirie.models import MODELS, model_class
 from kirie.models.contract import SegmentationModel
 from kirie.progress import say
-
-MAX_BYTES = 2**20  # of a recipe file; a sound one has a few hundred
+from kirie.reading.strict_yaml import PLAIN_FLOAT, parse_yaml, read_yaml
 
 _STRICT = ConfigDict(extra="forbid")
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:name
@@ -109,8 +108,9 @@ class TrainRecipe:
         draws: how often each picture is drawn per epoch, each time with another crop.
         batch_size: patches per step.
         patch: (H, W) of the patches; None trains on whole pictures (of one size, or with batch_size 1).
-        loss: such as "dice+bce" or "0.3*focal+0.7*tversky".
-        class_weights: None, one factor per class, or "balanced" (by the inverse root of the pixel share).
+        loss: of semantic models, such as "dice+bce" or "0.3*focal+0.7*tversky"; None is "ce+dice". Other models have
+            losses of their own.
+        class_weights: of that loss: None, one factor per class, or "balanced" (by the inverse root of the pixel share).
         optimiser: "adamw" or "sgd".
         learning_rate: at its highest.
         layer_decay: each level of the model, counted from the head, learns at this many times the rate of the level
@@ -135,7 +135,7 @@ class TrainRecipe:
     draws: int = 1
     batch_size: int = 8
     patch: tuple[int, int] | None = (256, 256)
-    loss: str = "ce+dice"
+    loss: str | None = None
     class_weights: Literal["balanced"] | list[float] | None = None
     optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = 1e-3
@@ -166,7 +166,8 @@ class TrainRecipe:
         if not 0 < self.layer_decay <= 1:
             raise KirieError(f"train.layer_decay must be above 0 and at most 1, got {self.layer_decay!r:.60}")
         try:
-            build_loss(self.loss)
+            if self.loss is not None:
+                build_loss(self.loss)
         except KirieError as error:
             raise KirieError(f"train.loss: {error}") from None
 
@@ -187,51 +188,11 @@ _SECTIONS = {"data": DataRecipe, "model": ModelRecipe, "augment": AugmentRecipe,
 _READER = TypeAdapter(Recipe)
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, made strict: no aliases (a few lines of them unfold into gigabytes), no entry twice.
-
-    It reads 1e-3 as a number as people mean it (YAML 1.1 wants 1.0e-3).
-    """
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            problem = "found an alias (*); write the value out in each place"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                problem = f"found {key.value!r} twice; keep one of them"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else id(key))
-        return super().construct_mapping(node, deep)
-
-
 class _Dumper(yaml.SafeDumper):
     """YAML's safe dumper, which puts words in quotes that our loader would take for a number."""
 
 
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
-
-
-def _read_yaml(text: str | bytes, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except RecursionError:
-        raise KirieError(f"{source} is not valid YAML: it is nested too deeply.") from None
-    # Besides its own errors, PyYAML lets those of its conversions through, for !!int "" or the date 2024-13-01.
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
-        words = " ".join(str(error).split())
-        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-            mark = error.problem_mark
-            words = f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
-        raise KirieError(f"{source} is not valid YAML: {words}.") from error
+_Dumper.add_implicit_resolver(*PLAIN_FLOAT)
 
 
 def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
@@ -240,17 +201,7 @@ def read_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     Raises:
         KirieError: when the file is missing or no YAML, or an entry is unknown or of the wrong type.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise KirieError(f"There is no recipe {path}.") from None
-    except OSError as error:
-        raise KirieError(f"Cannot read the recipe {path}: {error.strerror or error}.") from error
-    if len(text) > MAX_BYTES:
-        raise KirieError(f"{path} is longer than {MAX_BYTES:,} bytes; is it a recipe?")
-    return parse_recipe(_read_yaml(text, str(path)), changes, source=str(path))
+    return parse_recipe(read_yaml(path, "recipe"), changes, source=str(path))
 
 
 def parse_recipe(values: Any, changes: Sequence[str] = (), *, source: str = "The recipe") -> Recipe:
@@ -424,7 +375,7 @@ def _changed(values: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
             inner = inner[section]
             if not isinstance(inner, dict):
                 raise KirieError(f"{place!r} leads nowhere: {section} is no section of the recipe.")
-        inner[names[-1]] = _read_yaml(text, f"The value of {place.strip()}")
+        inner[names[-1]] = parse_yaml(text, f"The value of {place.strip()}")
     return values
 
 

@@ -13,17 +13,20 @@ if TYPE_CHECKING:
     from kirie.data.folders import FolderDataset
     from kirie.data.layouts import FolderSettings
 
-# In the order in which they are tried: the first whose `recognises(path)` says so opens it, so the special come before
-# the general, and the last one says what is wrong with a path that none recognises.
+# In the order in which they are tried: the first whose `recognises(path, task)` says so opens it, so the special come
+# before the general, and the last one says what is wrong with a path that none recognises.
 DATASETS = {
     "voc": "kirie.data.voc:VocDataset",
     "cityscapes": "kirie.data.cityscapes:CityscapesDataset",
     "ade20k": "kirie.data.ade20k:Ade20kDataset",
+    "coco": "kirie.data.coco:CocoDataset",
     "folders": "kirie.data.folders:FolderDataset",
 }
 
 
-def dataset_class(path: str | Path, settings: FolderSettings | None = None) -> type[FolderDataset]:
+def dataset_class(
+    path: str | Path, settings: FolderSettings | None = None, task: str | None = None
+) -> type[FolderDataset]:
     """The format of the data in a folder: that of `settings.format`, else the first in `DATASETS` that recognises it.
 
     Raises:
@@ -34,7 +37,7 @@ def dataset_class(path: str | Path, settings: FolderSettings | None = None) -> t
         raise KirieError(f"data.format is {named!r}; expected one of {', '.join(DATASETS)}.")
     for row in DATASETS.values() if named is None else (DATASETS[named],):
         form: type[FolderDataset] = look_up(row)
-        if form.recognises(path):
+        if form.recognises(path, task):
             break
     return form
 
@@ -45,7 +48,7 @@ def open_dataset(
     """The data set in a folder, opened by the format that `dataset_class` finds.
 
     Args:
-        path: the folder.
+        path: the folder, or a COCO JSON file.
         split: train, val or test; None for all pictures.
         task: semantic, instance or panoptic; None for the one that the label files serve.
         settings: how to read it (`layouts.FolderSettings`); None looks for itself.
@@ -53,4 +56,4 @@ def open_dataset(
     Raises:
         KirieError: when the folder is missing, a file, empty or in no layout that is known.
     """
-    return dataset_class(path, settings)(path, split, task=task, settings=settings)
+    return dataset_class(path, settings, task)(path, split, task=task, settings=settings)

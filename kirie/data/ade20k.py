@@ -31,7 +31,7 @@ class Ade20kDataset(FolderDataset):
     """
 
     @staticmethod
-    def recognises(path: str | Path) -> bool:
+    def recognises(path: str | Path, task: str | None = None) -> bool:
         """Whether the folders are there and something that only ADE20K has."""
         home = _home(Path(path))
         there = any((home / "images" / s).is_dir() and (home / "annotations" / s).is_dir() for s in SPLITS)

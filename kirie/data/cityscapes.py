@@ -2,12 +2,18 @@
 
 As the data set's own scripts describe it (Cordts and others, "The Cityscapes Dataset for Semantic Urban Scene
 Understanding", CVPR 2016): `*_labelIds.png` hold ids 0 to 33, of which 19 are evaluated and the others are void here;
-`*_labelTrainIds.png`, which the scripts make of the polygons, hold 0 to 18 and 255.
+`*_labelTrainIds.png`, which the scripts make of the polygons, hold 0 to 18 and 255. `*_instanceIds.png` hold 1000 times
+the class id and the number of the object for objects of the eight classes that have them, and the class id alone for
+what is no object and for groups whose objects cannot be told apart.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from kirie.class_lists import CITYSCAPES
 from kirie.classes import Classes
@@ -24,13 +30,20 @@ from kirie.data.layouts import (
     stem_of,
     without_truth,
 )
+from kirie.data.objects import Objects
 from kirie.data.splits import canonical
 from kirie.errors import KirieError
+from kirie.masks import Masks
+from kirie.results import Instances
 
 IMAGES = "leftImg8bit"
 TRUTHS = ("gtFine", "gtCoarse")
-IDS, TRAIN_IDS = "labelIds", "labelTrainIds"
-DUMMIES = {IDS: {0, 1, 2, 3}, TRAIN_IDS: {255}}  # all that the published label files of the test split hold
+IDS, TRAIN_IDS, INSTANCE_IDS = "labelIds", "labelTrainIds", "instanceIds"
+DUMMIES = {
+    IDS: {0, 1, 2, 3},
+    INSTANCE_IDS: {0, 1, 2, 3},
+    TRAIN_IDS: {255},
+}  # all that the published label files of the test split hold
 # Colours in *_color.png of the ids that are not evaluated, where no evaluated class has them.
 VOID_COLORS = (
     (0, 0, 0), (111, 74, 0), (81, 0, 81), (250, 170, 160), (230, 150, 140), (180, 165, 180), (150, 100, 100),
@@ -43,11 +56,12 @@ class CityscapesDataset(FolderDataset):
 
     Without `gtFine` the coarse labels are taken, and `train_extra` belongs to `train`; `data.masks: gtCoarse` says so
     where both are there. `data.suffix: _gtFine_color` reads other label files. A test split whose label files are the
-    published dummies is left out.
+    published dummies is left out. Task "instance" reads `*_gtFine_instanceIds.png`: the objects of the 8 classes of
+    things, and groups of them as crowds.
     """
 
     @staticmethod
-    def recognises(path: str | Path) -> bool:
+    def recognises(path: str | Path, task: str | None = None) -> bool:
         """Whether there is a folder `leftImg8bit`, or the published archive's folder around it."""
         return _place(Path(path), IMAGES) is not None
 
@@ -71,7 +85,7 @@ class CityscapesDataset(FolderDataset):
         splits = {folder: split for folder, split in splits.items() if split}
         labels = {f"{folder.name}/{stem_of(f)}": f for folder in splits for f in list_pictures(masks / folder.name)}
         by_stem = {stem: str(masks / stem.partition("/")[0] / file) for stem, file in labels.items()}
-        ending = settings.suffix or _ending(by_stem, masks)
+        ending = settings.suffix or _ending(by_stem, masks, (INSTANCE_IDS,) if task == "instance" else (IDS, TRAIN_IDS))
         pairs = []
         for folder, split in splits.items():
             for file in list_pictures(folder):
@@ -92,13 +106,37 @@ class CityscapesDataset(FolderDataset):
         Raises:
             KirieError: as `labels.find_format`.
         """
-        table = read_class_table(path)
+        table, kinds = read_class_table(path), {stem_of(pair.mask).rpartition("_")[2] for pair in layout.pairs}
         if not table.names:
             classes = CITYSCAPES
-            if any(stem_of(pair.mask).endswith(TRAIN_IDS) for pair in layout.pairs):
+            if TRAIN_IDS in kinds:
                 classes = Classes(CITYSCAPES.names, CITYSCAPES.colors, CITYSCAPES.things)
             table = ClassTable.of(classes, "Cityscapes", VOID_COLORS)
-        return find_format(path, layout, settings, task, table)
+        if INSTANCE_IDS not in kinds:
+            return find_format(path, layout, settings, task, table)
+        classes = find_format(path, layout, replace(settings, kind="index"), "semantic", table).classes
+        return LabelFormat("ids", _things(classes), published=table.source if table.published else "")
+
+    @staticmethod
+    def find_objects(pair: Pair, form: LabelFormat, size: tuple[int, int] | None) -> Objects:
+        """The objects and groups in a file of instance ids; without classes of things in it, none.
+
+        Raises:
+            KirieError: when the file cannot be read.
+        """
+        ids = file_ids(pair.mask)
+        label_of = {file_id: label for label, file_id in enumerate(form.classes.ids)}
+        found = [(i, label_of.get(i // 1000 if i >= 1000 else i)) for i in present_ids(ids)]
+        kept = [(i, label) for i, label in found if label is not None]
+        masks, crowd = Masks.from_ids(ids, [i for i, _ in kept]), np.array([i < 1000 for i, _ in kept], bool)
+        return Objects(Instances.from_masks(masks, [label for _, label in kept], form.classes, crowd=crowd))
+
+
+def _things(classes: Classes) -> Classes:
+    """The classes that are things; all of them where none is marked so."""
+    kept = [i for i, thing in enumerate(classes.things) if thing or not any(classes.things)]
+    names, colors = tuple(classes.names[i] for i in kept), tuple(classes.colors[i] for i in kept)
+    return Classes(names, colors, (True,) * len(kept), tuple(classes.ids[i] for i in kept), ())
 
 
 def _place(path: Path, name: str) -> Path | None:
@@ -111,18 +149,18 @@ def _split(name: str, truth: str) -> str:
     return "train" if name == "train_extra" and truth == TRUTHS[1] else canonical(name) or ""
 
 
-def _ending(stems: dict[str, str], masks: Path) -> str:
-    """What stands behind the name of a picture in the name of its label file.
+def _ending(stems: dict[str, str], masks: Path, kinds: Sequence[str]) -> str:
+    """What stands behind the name of a picture in the name of its label file, of the first kind that there is.
 
     Raises:
-        KirieError: when there is no label file of either kind.
+        KirieError: when there is no label file of these kinds.
     """
-    for kind in (IDS, TRAIN_IDS):
+    for kind in kinds:
         if any(stem.endswith(f"_{masks.name}_{kind}") for stem in stems):
             return f"_{masks.name}_{kind}"
     raise KirieError(
-        f"{masks} holds no label files *_{masks.name}_{IDS}.png or *_{masks.name}_{TRAIN_IDS}.png in the splits that "
-        "have pictures; set data.suffix to what stands behind the names of the pictures in theirs."
+        f"{masks} holds no label files {' or '.join(f'*_{masks.name}_{kind}.png' for kind in kinds)} in the splits "
+        "that have pictures; set data.suffix to what stands behind the names of the pictures in theirs."
     )
 
 

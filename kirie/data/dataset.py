@@ -36,13 +36,15 @@ class Dataset(Protocol):
         classes: the classes of the truth.
         task: which of the three result types the truth has.
         splits: the splits that the data themselves give (folders, list files), empty where they give none.
-        unfound: what list files name and is not there, so that it is left out.
+        unfound: the pictures that lists or a JSON file name and that are not there, so that they are left out.
+        left_out: what else is left out of the data, a sentence each.
     """
 
     classes: Classes
     task: Task
     splits: tuple[str, ...]
     unfound: tuple[str, ...]
+    left_out: tuple[str, ...]
 
     def __len__(self) -> int: ...
 

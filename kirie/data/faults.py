@@ -5,39 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from kirie.data.labels import LabelFormat
 from kirie.data.layouts import Layout, Pair
+from kirie.data.objects import Fault
 from kirie.data.splits import stem
 from kirie.errors import counted
 from kirie.reading.headers import IMAGE_SUFFIXES
 
+__all__ = ["EXAMPLES", "Fault", "check_whole", "grouped", "layout_faults"]
+
 EXAMPLES = 10
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong with a data set, or worth a look.
-
-    Attributes:
-        severity: "fault" when training on it would fail or mislead, "note" when a person should know it.
-        kind: a few words that equal faults share.
-        what: what is wrong, naming the file.
-        files: the files it is about.
-        mend: how to mend it.
-    """
-
-    severity: Literal["fault", "note"]
-    kind: str
-    what: str
-    files: tuple[str, ...]
-    mend: str
 
 
 def grouped(faults: Iterable[Fault]) -> list[str]:
@@ -71,20 +53,22 @@ def layout_faults(layout: Layout) -> list[Fault]:
         mend = "Add the picture with its stem, or take the label file out."
         faults.append(Fault("fault", "label file without picture", f"{path} has no picture.", (path,), mend))
     for entry in layout.unfound:
-        mend = "Add the picture, or take the line out of the list."
+        mend = "Add the picture, or take it out of the list."
         faults.append(Fault("fault", "listed picture is missing", f"{entry} is listed but not there.", (entry,), mend))
     unlisted = [pair for pair in layout.pairs if not pair.split]
     for pair in unlisted:
         mend = "Add it to a list file, or leave it out on purpose."
         faults.append(Fault("note", "picture in no split", f"{pair.image} is in no list file.", (pair.image,), mend))
-    return faults + _doubled(layout) + _shared_by_splits(layout)
+    return [*layout.faults, *faults, *_doubled(layout), *_shared_by_splits(layout)]
 
 
 def _doubled(layout: Layout) -> list[Fault]:
     faults = []
-    by_path: dict[str, list[str]] = {}
+    by_path: dict[tuple[str, str, int], list[str]] = {}
     for pair in layout.pairs:
-        by_path.setdefault(stem(pair.name, IMAGE_SUFFIXES), []).append(pair.image)
+        files = by_path.setdefault((stem(pair.name, IMAGE_SUFFIXES), pair.mask, pair.row), [])
+        if pair.image not in files:  # as it is once more where two splits have it
+            files.append(pair.image)
     for files in by_path.values():
         if len(files) > 1:
             what = f"{' and '.join(files)} have one stem and share a label file."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import numpy.typing as npt
 from kirie.classes import Classes
 from kirie.data.dataset import Sample, Task
 from kirie.data.geometry import in_fours
-from kirie.data.labels import LabelFormat, find_format, read_labels, read_masks
+from kirie.data.labels import LabelFormat, find_format, majority_classes, read_labels, read_masks
 from kirie.data.layouts import FolderSettings, Layout, Pair, find_layout
+from kirie.data.objects import Fault, Objects
+from kirie.data.pair_table import PairTable
 from kirie.data.splits import SPLITS, expect_split
 from kirie.errors import KirieError, counted
 from kirie.masks import Crop, Masks
@@ -64,7 +67,7 @@ class FolderDataset:
         layout = self.find_layout(self.path, self.settings, task)
         self.form: LabelFormat = self.find_format(self.path, layout, self.settings, task)
         self.task = fitting_task(self.path, self.form, task)
-        self.words, self.unfound = layout.words, layout.unfound
+        self.words, self.unfound, self.left_out = layout.words, layout.unfound, layout.left_out
         self.splits = () if layout.seeded else tuple(s for s in SPLITS if s in {pair.split for pair in layout.pairs})
         as_map = self.form.has_instances and self.task == "semantic"
         self.classes = self.form.classes.with_background() if as_map else self.form.classes
@@ -72,7 +75,7 @@ class FolderDataset:
         self.split, self._pairs = _chosen(self.path, split, layout)
 
     @staticmethod
-    def recognises(path: str | Path) -> bool:
+    def recognises(path: str | Path, task: str | None = None) -> bool:
         """Whether this format may be in a path: any folder; opening it says what does not fit."""
         return Path(path).is_dir()
 
@@ -93,6 +96,30 @@ class FolderDataset:
             KirieError: when there are no label files, or classes must be told and are not.
         """
         return find_format(path, layout, settings, task)
+
+    @staticmethod
+    def find_objects(pair: Pair, form: LabelFormat, size: tuple[int, int] | None) -> Objects:
+        """The objects of a picture in a format whose label files tell objects apart (`form.has_instances`): likewise.
+
+        Args:
+            pair: the picture and its label file.
+            form: as `find_format` gave it.
+            size: (H, W) of the picture; None where it could not be read.
+
+        Raises:
+            KirieError: when the label file cannot be read at all.
+        """
+        masks, empty = read_masks(pair.mask, form)
+        masks = Masks(size) if masks is None and size is not None else masks
+        faults: tuple[Fault, ...] = ()
+        if empty:
+            what = f"{pair.mask} has {counted(empty, 'file')} without a pixel."
+            faults = (Fault("fault", "object without pixels", what, (pair.mask,), "Delete these files."),)
+        if masks is None:
+            return Objects(None, faults)
+        if form.class_masks is not None:
+            return _with_classes(pair, masks, form, form.class_masks)
+        return Objects(Instances.from_masks(masks, np.zeros(len(masks), np.int64), form.classes), faults)
 
     def only(self, split: str | None, *, own_size: bool = False) -> FolderDataset:
         """The same data set with the pictures of another split, without looking at any file again.
@@ -118,8 +145,10 @@ class FolderDataset:
         return self._pairs[index].name
 
     def file_facts(self, index: int) -> dict[str, Any]:
-        """The paths of the files of a sample: `image`, and `mask` ('' when it has none)."""
-        return {"image": self._pairs[index].image, "mask": self._pairs[index].mask}
+        """The paths of the files of a sample: `image`, `mask` ('' when it has none), and `classes` where it is read."""
+        pair = self._pairs[index]
+        more = {} if self.form.class_masks is None else {"classes": pair.classes}
+        return {"image": pair.image, "mask": pair.mask, **more}
 
     def __getitem__(self, index: int) -> Sample:
         """A picture with its truth.
@@ -128,25 +157,24 @@ class FolderDataset:
             IndexError: when there is no sample of that number.
             KirieError: when a file is missing or broken, sizes differ, or the label file holds unknown ids.
         """
-        name, image_path, mask_path, _ = self._pairs[operator.index(index)]
-        image = read_image(image_path, self.settings.channels)
-        if not mask_path:
-            raise missing_mask(image_path)
+        pair = self._pairs[operator.index(index)]
+        image = read_image(pair.image, self.settings.channels)
+        if not pair.mask:
+            raise missing_mask(pair.image)
         size = (image.shape[0], image.shape[1])
-        truth = self._instances(image_path, mask_path, size)
-        if truth is None:
-            truth = self._map(image_path, mask_path, size)
+        truth = self._instances(pair, size) if self.form.has_instances else self._map(pair.image, pair.mask, size)
         target = resized_size(size, self.settings.short_side)
         if target != size:
             image, truth = resize_image(image, target), resize_truth(truth, target)
-        return Sample(image, to_semantic(truth) if self.task == "semantic" else truth, name)
+        return Sample(image, to_semantic(truth) if self.task == "semantic" else truth, pair.name)
 
-    def _instances(self, image: str, mask: str, size: tuple[int, int]) -> Result | None:
-        if not self.form.has_instances:
-            return None
-        masks = read_masks(mask, self.form)[0] or Masks(size)
-        check_size(image, size, mask, masks.size)
-        return Instances.from_masks(masks, np.zeros(len(masks), np.int64), self.form.classes)
+    def _instances(self, pair: Pair, size: tuple[int, int]) -> Result:
+        truth, _, refused = self.find_objects(pair, self.form, size)
+        if truth is not None:
+            check_size(pair.image, size, pair.mask, truth.size)
+        if truth is None or refused:
+            raise KirieError(refused or f"{pair.mask} does not tell the objects of {pair.image}.")
+        return truth
 
     def _map(self, image: str, mask: str, size: tuple[int, int]) -> Result:
         labels, unknown = read_labels(mask, self.form)
@@ -181,17 +209,45 @@ def fitting_task(path: Path, form: LabelFormat, task: str | None) -> Task:
     raise KirieError(f"There is no task {task!r}; expected semantic, instance or panoptic.")
 
 
-def _chosen(path: Path, split: str | None, layout: Layout) -> tuple[str | None, tuple[Pair, ...]]:
+def _chosen(path: Path, split: str | None, layout: Layout) -> tuple[str | None, Sequence[Pair]]:
     """The split by its own name, and its pictures.
 
     Raises:
         KirieError: when there is no such split or it has no pictures.
     """
     wanted = expect_split(split)
-    pairs = tuple(pair for pair in layout.pairs if wanted in (None, pair.split))
+    chosen = (pair for pair in layout.pairs if wanted in (None, pair.split))
+    pairs = PairTable({pair._replace(split=""): pair for pair in chosen}.values())  # once where two splits have it
     if not pairs:
         raise _no_pictures(path, str(wanted), layout)
     return wanted, pairs
+
+
+def _with_classes(pair: Pair, masks: Masks, form: LabelFormat, class_form: LabelFormat) -> Objects:
+    """Objects with the class that most of their pixels have in another mask; those where it is no thing are left out.
+
+    Raises:
+        KirieError: when that mask cannot be read.
+    """
+    if not pair.classes:
+        what = f"{pair.mask} tells the objects of {pair.image} apart, but no mask says their classes."
+        fault = Fault("fault", "picture without class mask", what, (pair.image,), "Add the mask of classes.")
+        return Objects(None, (fault,), what)
+    labels, unknown = read_labels(pair.classes, class_form)
+    check_size(pair.mask, masks.size, pair.classes, labels.shape)
+    if unknown:
+        what, mend = f"{pair.classes} {unknown_text(unknown, class_form)}", unknown_mend(pair.classes, class_form)
+        return Objects(None, (Fault("fault", "unknown ids", what, (pair.classes,), mend),), f"{what} {mend}")
+    things = np.full(len(class_form.classes) + 1, -1, np.int64)  # the last is that of objects that are all void
+    things[[class_form.classes.index(name) for name in form.classes.names]] = np.arange(len(form.classes))
+    found = things[majority_classes(masks, labels, len(class_form.classes))]
+    kept = np.flatnonzero(found >= 0)
+    truth = Instances.from_masks(masks[kept], found[kept], form.classes)
+    if len(kept) == len(masks):
+        return Objects(truth)
+    what = f"{pair.mask} has {counted(len(masks) - len(kept), 'object')} that mostly lie on no thing in {pair.classes}."
+    mend = "Right for regions that are no objects; else mark their pixels with the class there."
+    return Objects(truth, (Fault("note", "object without class", what, (pair.mask, pair.classes), mend),))
 
 
 def _no_pictures(path: Path, split: str, layout: Layout) -> KirieError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,21 +12,23 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kirie.classes import Classes
 from kirie.data import dataset_class
 from kirie.data.dataset import Dataset, Sample
-from kirie.data.faults import Fault, check_whole, grouped, layout_faults
+from kirie.data.faults import check_whole, grouped, layout_faults
 from kirie.data.folders import check_size, fitting_task, missing_mask, unknown_mend, unknown_text
-from kirie.data.labels import LabelFormat, read_labels, read_masks
+from kirie.data.labels import LabelFormat, read_labels
 from kirie.data.layouts import FolderSettings, Layout, Pair
+from kirie.data.objects import Fault, Objects
 from kirie.data.splits import SPLITS, expect_split
 from kirie.errors import KirieError, counted
-from kirie.masks import Masks
 from kirie.progress import tracked
 from kirie.reading.images import image_facts, read_image
+from kirie.results import Instances, to_semantic
 
 NEARLY_ALL = 0.99  # of a picture void: there is hardly anything to learn from it
 TINY = 10  # pixels; objects below this are mostly slips of the annotator
+
+LABEL_IT = "Right when there is nothing to find; else label it."
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class ClassFacts:
         pixels: in all label files.
         share: of all pixels that are not void, in [0, 1].
         images: pictures in which it occurs.
-        instances: objects; None where label files do not tell objects apart.
+        instances: objects, without crowds; None where label files do not tell objects apart.
     """
 
     name: str
@@ -66,7 +68,7 @@ class Inspection:
     Attributes:
         path: the folder.
         task: semantic or instance, or '' when the label files could not be understood.
-        format: the kind of the label files: index, binary, colour, ids or instance_folders; '' likewise.
+        format: the kind of the label files, as `LabelFormat.kind` has it; '' likewise.
         layout: where pictures and label files lie, in words.
         splits: pictures of each split; pictures in no split under ''.
         images: pictures inspected.
@@ -75,10 +77,11 @@ class Inspection:
         image_kinds: pictures by bits and channels, in words.
         classes: one entry per class, in order.
         void_share: share of all pixels that is void.
-        per_image: spread of the number of objects in a picture; None where objects are not told apart.
+        per_image: spread of the number of objects in a picture, without crowds; None where they are not told apart.
         areas: spread of their pixels; None likewise, or when there are no objects.
         faults: faults and notes, in the order found.
         published: the published data set whose classes these are, as no table beside the data names others; else ''.
+        crowds: regions that hold many objects of a class together, which are neither learned nor counted.
     """
 
     path: str
@@ -96,6 +99,7 @@ class Inspection:
     areas: Spread | None
     faults: tuple[Fault, ...]
     published: str = ""
+    crowds: int = 0
 
     @property
     def ok(self) -> bool:
@@ -133,6 +137,8 @@ class Inspection:
             out.append(f"objects in a picture: {_spread_text(self.per_image)}")
         if self.areas is not None:
             out.append(f"pixels of an object: {_spread_text(self.areas)}")
+        if self.crowds:
+            out.append(f"crowds, neither learned nor counted: {counted(self.crowds, 'region')}")
         return out + grouped(self.faults)
 
 
@@ -148,7 +154,7 @@ def inspect_dataset(
     Every picture and every label file is decoded once, and what is wrong is collected, never raised.
 
     Args:
-        path: the folder.
+        path: the folder, or a COCO JSON file.
         task: semantic or instance; None for what the label files serve.
         settings: how to read it; None looks for itself.
         splits: the splits to inspect; None for all pictures.
@@ -160,7 +166,7 @@ def inspect_dataset(
     chosen = None if splits is None else {expect_split(split) for split in splits}
     tally = _Tally(read.channels)
     try:
-        data_format = dataset_class(root, read)
+        data_format = dataset_class(root, read, task)
         layout = data_format.find_layout(root, read, task)
     except KirieError as error:
         tally.add("fault", "not understood", str(error), mend="Arrange the files in one of the layouts.")
@@ -171,7 +177,7 @@ def inspect_dataset(
         found_task = fitting_task(root, form, task)
     except KirieError as error:
         tally.add("fault", "not understood", str(error), mend="Do as the sentence says and inspect again.")
-    tally.start(form)
+    tally.start(form, data_format.find_objects)
     pairs = tuple(pair for pair in layout.pairs if chosen is None or pair.split in chosen)
     for pair in tracked(pairs, "inspecting", len(pairs)):
         tally.read(pair)
@@ -199,11 +205,14 @@ class _Tally:
     def __init__(self, channels: int) -> None:
         self.channels = channels
         self.form: LabelFormat | None = None
+        self.find_objects: Callable[[Pair, LabelFormat, tuple[int, int] | None], Objects] | None = None
         self.faults: list[Fault] = []
         self.sizes: list[tuple[int, int]] = []
         self.kinds: Counter[str] = Counter()
         self.pixels = np.zeros(0, np.int64)
         self.images = np.zeros(0, np.int64)
+        self.instances = np.zeros(0, np.int64)
+        self.crowds = 0
         self.void = 0
         self.total = 0
         self.objects: list[int] = []
@@ -213,10 +222,12 @@ class _Tally:
     def add(self, severity: Literal["fault", "note"], kind: str, what: str, *files: str, mend: str = "") -> None:
         self.faults.append(Fault(severity, kind, what, files, mend))
 
-    def start(self, form: LabelFormat | None) -> None:
-        self.form = form
+    def start(
+        self, form: LabelFormat | None, find_objects: Callable[[Pair, LabelFormat, tuple[int, int] | None], Objects]
+    ) -> None:
+        self.form, self.find_objects = form, find_objects
         count = len(form.classes) if form else 0
-        self.pixels, self.images = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.pixels, self.images, self.instances = (np.zeros(count, np.int64) for _ in range(3))
 
     def read(self, pair: Pair) -> None:
         """Counts a picture and its label file."""
@@ -231,7 +242,7 @@ class _Tally:
         if self.form is None:
             return
         try:
-            found = self._read_labels(pair.mask, self.form)
+            found = self._read_labels(pair, size, self.form)
         except KirieError as error:
             mend = "Save it again, or take the picture and the label file out."
             self.add("fault", "label file cannot be used", str(error), pair.mask, mend=mend)
@@ -256,9 +267,16 @@ class _Tally:
         self.kinds[f"{facts.bits} bits, {channels}, {facts.format}"] += 1
         return image.shape[0], image.shape[1]
 
-    def _read_labels(self, path: str, form: LabelFormat) -> tuple[int, int] | None:
-        """Counts a label file and tells its (H, W); None for a folder without files."""
-        return self._read_objects(path, form) if form.has_instances else self._read_map(path, form)
+    def _read_labels(self, pair: Pair, size: tuple[int, int] | None, form: LabelFormat) -> tuple[int, int] | None:
+        """Counts a label file and tells its (H, W); None where it has none of its own."""
+        if not form.has_instances or self.find_objects is None:
+            return self._read_map(pair.mask, form)
+        truth, faults, _ = self.find_objects(pair, form, size)
+        self.faults += faults
+        if truth is None:
+            return None
+        self._count_objects(pair, truth)
+        return truth.size
 
     def _read_map(self, path: str, form: LabelFormat) -> tuple[int, int]:
         labels, unknown = read_labels(path, form)
@@ -282,7 +300,7 @@ class _Tally:
             self.add("note", "nearly all void", what, path, mend="Label it, or take the picture out.")
         elif form.classes.has_background and counts[0] and not counts[1:].any():
             what = f"{path} holds background alone."
-            self.add("note", "empty mask", what, path, mend="Right when there is nothing to find; else label it.")
+            self.add("note", "empty mask", what, path, mend=LABEL_IT)
         facts = image_facts(path)
         if form.kind != "colour" and facts.channels > 2 and not facts.palette:
             what = f"{path} is saved as colours though all its pixels are grey; the grey values are taken as ids."
@@ -291,31 +309,29 @@ class _Tally:
             what = f"{path} has {'a palette' if facts.palette else 'grey values'} where others have colours."
             self.add("note", "mixed label files", what, path, mend="Its colours are used; save all in one way.")
 
-    def _read_objects(self, path: str, form: LabelFormat) -> tuple[int, int] | None:
-        masks, empty = read_masks(path, form)
-        if empty:
-            what = f"{path} has {counted(empty, 'file')} without a pixel."
-            self.add("fault", "object without pixels", what, path, mend="Delete these files.")
-        count = 0 if masks is None else len(masks)
-        self.objects.append(count)
-        if masks is None or not count:
-            what = f"{path} holds no objects."
-            self.add("note", "empty mask", what, path, mend="Right when there is nothing to find; else label it.")
-        if masks is None:
-            return None
-        self.total += masks.size[0] * masks.size[1]
-        self._count_objects(path, masks)
-        return masks.size
-
-    def _count_objects(self, path: str, masks: Masks) -> None:
-        areas = masks.areas()
+    def _count_objects(self, pair: Pair, truth: Instances) -> None:
+        singles = truth.singles()
+        self.objects.append(len(singles))
+        self.crowds += len(truth) - len(singles)
+        self.instances += np.bincount(singles.labels, minlength=len(truth.classes))
+        if not len(truth):
+            what = f"{pair.image} has no objects."
+            self.add("note", "picture without objects", what, pair.image, mend=LABEL_IT)
+        painted = to_semantic(truth).labels
+        shift = len(truth.classes.with_background()) - len(truth.classes)
+        self.pixels += np.bincount(painted.ravel(), minlength=shift + len(truth.classes))[shift:]
+        self.images += np.bincount(truth.labels, minlength=len(truth.classes)) > 0
+        self.total += painted.size
+        areas = singles.masks.areas()
         self.areas.append(areas)
-        self.pixels[0] += np.count_nonzero(masks.id_map())
-        self.images[0] += len(masks) > 0
         tiny = int((areas < TINY).sum())
         if tiny:
-            what = f"{path} has {counted(tiny, 'object')} of fewer than {TINY} pixels."
-            self.add("note", "tiny objects", what, path, mend="Look at them; stray pixels should be erased.")
+            what = f"{pair.image} has {counted(tiny, 'object')} of fewer than {TINY} pixels."
+            self.add("note", "tiny objects", what, pair.image, mend="Look at them; stray pixels should be erased.")
+        twice = _doubled(truth)
+        if twice:
+            what = f"{pair.image} has {counted(twice, 'object')} with the class and the box of another one."
+            self.add("fault", "object stated twice", what, pair.image, mend="Take one of each out.")
 
     def conclude(self) -> None:
         """Adds what only all label files together show."""
@@ -342,26 +358,30 @@ class _Tally:
             areas=_spread(areas),
             faults=tuple(self.faults),
             published=form.published if form else "",
+            crowds=self.crowds,
         )
 
     def _class_facts(self, form: LabelFormat | None, task: str) -> tuple[ClassFacts, ...]:
         if form is None:
             return ()
         labelled = max(self.total - self.void - sum(self.unknown.values()), 1)
-        objects = sum(self.objects) if form.has_instances else None
-        facts = _facts(form.classes, self.pixels, self.images, labelled, objects)
+        rows = zip(form.classes.names, self.pixels.tolist(), self.images.tolist(), self.instances.tolist(), strict=True)
+        facts = tuple(
+            ClassFacts(name, pixels, pixels / labelled, seen, objects if form.has_instances else None)
+            for name, pixels, seen, objects in rows
+        )
         if form.has_instances and task == "semantic":
-            rest = self.total - int(self.pixels[0])
+            rest = self.total - int(self.pixels.sum())
             background = ClassFacts("background", rest, rest / labelled, len(self.objects), None)
             return (background, *facts)
         return facts
 
 
-def _facts(
-    classes: Classes, pixels: npt.NDArray[np.int64], images: npt.NDArray[np.int64], labelled: int, objects: int | None
-) -> tuple[ClassFacts, ...]:
-    rows = zip(classes.names, pixels.tolist(), images.tolist(), strict=True)
-    return tuple(ClassFacts(name, count, count / labelled, seen, objects) for name, count, seen in rows)
+def _doubled(truth: Instances) -> int:
+    """How many objects have the class, the box and the area of one before them."""
+    areas = truth.masks.areas()
+    rows = np.column_stack([truth.labels, truth.boxes, areas]) if len(truth) else np.zeros((0, 6))
+    return len(rows) - len(np.unique(rows, axis=0))
 
 
 def _spread(values: Any) -> Spread | None:

@@ -30,12 +30,13 @@ class LabelFormat:
     """How to read every label file of a data set.
 
     Attributes:
-        kind: index, binary, colour, ids or instance_folders.
-        classes: the classes of the truth; one thing for ids and instance_folders.
-        void_colors: colours that mean void, for colour.
+        kind: index, binary, colour, ids, instance_folders or polygons.
+        classes: the classes of the truth; of ids without `class_masks` and of instance_folders one thing.
+        void_colors: colours that mean void, for colour; with them, files of ids may hold a colour for each object.
         dropped_ids: object ids that are no objects, for ids.
         guessed: whether no table named the classes.
         published: the published data set whose classes these are, as no table beside the data names others; else ''.
+        class_masks: how to read the masks (`Pair.classes`) that say the classes of the objects, for ids.
     """
 
     kind: str
@@ -44,11 +45,12 @@ class LabelFormat:
     dropped_ids: tuple[int, ...] = ()
     guessed: bool = False
     published: str = ""
+    class_masks: LabelFormat | None = None
 
     @property
     def has_instances(self) -> bool:
         """Whether label files tell objects apart."""
-        return self.kind in ("ids", "instance_folders")
+        return self.kind in ("ids", "instance_folders", "polygons")
 
 
 # Looking at files
@@ -104,6 +106,8 @@ def find_format(
         seen = _look(files)
     kind = settings.kind if settings.kind != "auto" else _kind(seen, layout.mask_folder, table, task)
     guessed, published = not table.names, table.source if table.published else ""
+    if kind == "ids" and len(_things(table)) > 1 and any(pair.classes for pair in layout.pairs):
+        return _with_class_masks(root, layout, settings, table)
     if kind in ("ids", "instance_folders"):
         return LabelFormat(kind, _thing(table), (), table.void_ids or (), guessed, published)
     if kind == "colour":
@@ -168,13 +172,38 @@ def _kind(seen: _Seen, folder: str, table: ClassTable, task: str | None) -> str:
     return "binary" if two and len(table.names) < 2 else "index"
 
 
+def _with_class_masks(root: Path, layout: Layout, settings: FolderSettings, table: ClassTable) -> LabelFormat:
+    """The form of object ids whose classes other masks of the same pictures say.
+
+    Raises:
+        KirieError: as `find_format`, about those masks.
+    """
+    pairs = tuple(pair._replace(mask=pair.classes, classes="") for pair in layout.pairs)
+    masks = replace(layout, pairs=pairs, mask_folder="")
+    form = find_format(root, masks, replace(settings, kind="auto"), "semantic", table)
+    if form.has_instances:
+        raise KirieError(
+            f"Neither of the two label files of a picture, such as {layout.pairs[0].mask} and {pairs[0].mask}, says "
+            "the class of a pixel; save one of them as an index mask of 8 bits."
+        )
+    names = _things(table)
+    at = [form.classes.index(name) for name in names]
+    classes = Classes(tuple(names), tuple(form.classes.colors[i] for i in at), (True,) * len(names))
+    return LabelFormat("ids", classes, (), settings.ignore or (), False, form.published, form)
+
+
+def _things(table: ClassTable) -> list[str]:
+    return list(table.things) or [name for name in table.names if name != BACKGROUND]
+
+
 def _thing(table: ClassTable) -> Classes:
-    names = list(table.things) or [name for name in table.names if name != BACKGROUND]
+    names = _things(table)
     if len(names) > 1:
         raise KirieError(
             f"These label files tell objects apart but not their classes, and {table.source} names {len(names)}: "
             f"{', '.join(names[:8])}. Name the one class of the objects under things in classes.json or in "
-            "data.classes; for objects of several classes use a COCO JSON file."
+            "data.classes; for objects of several classes add index masks of the same pictures in a folder masks, or "
+            "use a COCO JSON file."
         )
     name = names[0] if names else "object"
     at = table.names.index(name) if name in table.names else 0
@@ -259,6 +288,25 @@ def _colour_classes(root: Path, table: ClassTable, seen: _Seen) -> Classes:
 # Reading one file
 
 
+def majority_classes(masks: Masks, labels: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
+    """The class that most pixels under each mask have, the first of those that are as frequent, (N,) int64.
+
+    Args:
+        masks: N masks.
+        labels: (H, W) class ids 0..count-1; anything above is void and has no say.
+        count: of the classes.
+
+    Returns:
+        Class ids; -1 where all pixels are void.
+    """
+    found = np.full(len(masks), -1, np.int64)
+    for index, (top, left, bits) in enumerate(masks.crops()):
+        under = labels[top : top + bits.shape[0], left : left + bits.shape[1]][bits]
+        counts = np.bincount(under[under < count])
+        found[index] = counts.argmax() if len(counts) else -1
+    return found
+
+
 def read_labels(path: str, form: LabelFormat) -> tuple[npt.NDArray[Any], dict[str, int]]:
     """The label map of a file of kind index, binary or colour, and what is unknown in it.
 
@@ -298,7 +346,7 @@ def read_masks(path: str, form: LabelFormat) -> tuple[Masks | None, int]:
         KirieError: when a file is broken, or files in one folder differ in size.
     """
     if form.kind == "ids":
-        ids = file_ids(path)
+        ids = _object_ids(path, form)
         order = [i for i in present_ids(ids) if i != 0 and i not in form.dropped_ids]
         return Masks.from_ids(ids, order), 0
     files = list_pictures(path)
@@ -316,8 +364,18 @@ def read_masks(path: str, form: LabelFormat) -> tuple[Masks | None, int]:
     return (None if size is None else Masks.from_crops(crops, size)), len(files) - len(crops)
 
 
+def _object_ids(path: str, form: LabelFormat) -> npt.NDArray[Any]:
+    """The (H, W) ids in a file of ids, or where it may hold colours a number for each; black and void are 0."""
+    pixels = _flat(read_label_file(path)) if form.void_colors else file_ids(path)
+    if pixels.ndim == 2:
+        return pixels
+    codes = _codes(pixels)
+    nothing = _codes(np.array([[(0, 0, 0), *form.void_colors]], np.uint8))[0]
+    return np.where(np.isin(codes, nothing), 0, codes)
+
+
 def present_ids(ids: npt.NDArray[Any]) -> list[int]:
-    """The ids that occur in an (H, W) uint8 or uint16 array, ascending."""
+    """The ids that occur in an (H, W) array of whole numbers, ascending."""
     return [int(i) for i in count_ids(ids)[0]]
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+from kirie.data.objects import Fault
 from kirie.data.splits import (
     SPLITS,
     canonical,
@@ -91,12 +92,23 @@ class FolderSettings:
 
 
 class Pair(NamedTuple):
-    """A picture and its label file, or folder of label files ('' when there is none), and its split ('' for none)."""
+    """A picture with its truth.
+
+    Attributes:
+        name: how to name it to a person.
+        image: its path.
+        mask: the path of its label file, or of its folder of label files; '' when there is none.
+        split: train, val or test; '' for none.
+        row: its number in a label file that serves many pictures.
+        classes: the file that says the class of each pixel, where `mask` tells objects apart and not their classes.
+    """
 
     name: str
     image: str
     mask: str
     split: str
+    row: int = 0
+    classes: str = ""
 
 
 class Gap(NamedTuple):
@@ -120,15 +132,19 @@ class Layout:
         unfound: names in list files without a picture.
         seeded: whether the splits were drawn by the seed, since neither folders nor list files give them.
         gaps: splits that folders, lists or the settings ask for and that have no pictures.
+        faults: what else is wrong with the files, beyond single pictures.
+        left_out: what of the files is left out so that it is not learned from, a sentence each.
     """
 
     words: str
-    pairs: tuple[Pair, ...]
+    pairs: Sequence[Pair]
     mask_folder: str
     strays: tuple[str, ...] = ()
     unfound: tuple[str, ...] = ()
     seeded: bool = False
     gaps: tuple[Gap, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 class _Source(NamedTuple):
@@ -151,7 +167,21 @@ def find_layout(root: Path, settings: FolderSettings, task: str | None) -> Layou
         KirieError: when the folder is missing, a file, empty or in no layout that is known.
     """
     _expect_folder(root)
-    order = (*ID_FOLDERS, *MASK_FOLDERS) if task == "instance" else MASK_FOLDERS
+    layout = _find(root, settings, (*ID_FOLDERS, *MASK_FOLDERS) if task == "instance" else MASK_FOLDERS)
+    return _with_classes(root, layout, settings) if layout.mask_folder in ID_FOLDERS else layout
+
+
+def _with_classes(root: Path, layout: Layout, settings: FolderSettings) -> Layout:
+    """The layout of object ids with the class masks of the same pictures, where another folder has them."""
+    order = (*(name for name in MASK_FOLDERS if name not in ID_FOLDERS), *ID_FOLDERS)
+    other = _find(root, replace(settings, masks=None, suffix=""), order)
+    if other.mask_folder in ("", *ID_FOLDERS):
+        return layout
+    found = {pair.image: pair.mask for pair in other.pairs}
+    return replace(layout, pairs=tuple(pair._replace(classes=found.get(pair.image, "")) for pair in layout.pairs))
+
+
+def _find(root: Path, settings: FolderSettings, order: Sequence[str]) -> Layout:
     splits = [folder for folder in _folders(root) if canonical(folder.name)]
     images = _image_folder(root, settings)
     if images is not None:

@@ -1,8 +1,9 @@
 """Pascal VOC and sets laid out like it: pictures, palette masks, and list files that say which of them belong where.
 
 As the PASCAL VOC 2012 development kit describes it (Everingham and others, "The PASCAL Visual Object Classes Challenge:
-A Retrospective", IJCV 2015); the enlarged training list `trainaug` with `SegmentationClassAug` comes from the Semantic
-Boundaries Dataset (Hariharan and others, ICCV 2011); CVAT and Datumaro write the same folders with a `labelmap.txt`.
+A Retrospective", IJCV 2015), files in `SegmentationObject` number the objects from 1 and mark their borders 255. The
+enlarged training list `trainaug` with `SegmentationClassAug` comes from the Semantic Boundaries Dataset (Hariharan and
+others, ICCV 2011). CVAT and Datumaro write the same folders with a `labelmap.txt`, and a colour for each object.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from kirie.reading.headers import IMAGE_SUFFIXES
 
 IMAGES = "JPEGImages"
 MASKS = ("SegmentationClass", "SegmentationClassAug")
+OBJECTS = "SegmentationObject"
 LISTS = "ImageSets/Segmentation"
 ENLARGED = ("trainaug", "train_aug")  # names of the list of the Semantic Boundaries Dataset
 
@@ -43,10 +45,13 @@ class VocDataset(FolderDataset):
     beside the data (`classes.json`, `labelmap.txt`...), else the 21 of VOC. Where `trainaug.txt` and
     `SegmentationClassAug` are there, they are the training split; a mask in `SegmentationClass` goes before one there.
     Lists without the name of a split (`default.txt`, or `trainval.txt` alone) make one pool that the seed splits.
+
+    With task "instance" the objects are those of `SegmentationObject`, each of the class that most of its pixels have
+    in `SegmentationClass`.
     """
 
     @staticmethod
-    def recognises(path: str | Path) -> bool:
+    def recognises(path: str | Path, task: str | None = None) -> bool:
         """Whether there are `JPEGImages`, `SegmentationClass` and `ImageSets` in a path or below it."""
         return bool(_homes(Path(path)))
 
@@ -58,8 +63,9 @@ class VocDataset(FolderDataset):
             KirieError: when lists are missing, cannot be used or name no picture that is there.
         """
         home = _home(path)
-        files = _lists(home, settings)
-        layout = _paired(home, read_list_files(files, IMAGE_SUFFIXES), settings)
+        objects = task == "instance" and (home / (settings.masks or OBJECTS)).is_dir()
+        files = _lists(home, settings, enlarged=not objects)
+        layout = _paired(home, read_list_files(files, IMAGE_SUFFIXES), settings, objects=objects)
         names = ", ".join(file.name for file in files)
         if not layout.pairs:
             raise KirieError(
@@ -83,7 +89,10 @@ class VocDataset(FolderDataset):
         table = read_class_table(_home(path))
         if not table.names:
             table = ClassTable.of(VOC, "Pascal VOC", (VOC_VOID_COLOR,))
-        return find_format(path, layout, settings, task, table)
+        if not any(pair.classes for pair in layout.pairs):
+            return find_format(path, layout, settings, task, table)
+        form = find_format(path, layout, replace(settings, kind="ids"), task, table)
+        return replace(form, dropped_ids=(*form.dropped_ids, 255), void_colors=(VOC_VOID_COLOR,))
 
 
 def _homes(path: Path) -> list[Path]:
@@ -109,7 +118,7 @@ def _home(path: Path) -> Path:
     return found[0] if found else path
 
 
-def _lists(home: Path, settings: FolderSettings) -> dict[Path, str]:
+def _lists(home: Path, settings: FolderSettings, *, enlarged: bool) -> dict[Path, str]:
     """The list files to use with their splits, the split '' for all of them where none has the name of a split.
 
     Raises:
@@ -117,10 +126,10 @@ def _lists(home: Path, settings: FolderSettings) -> dict[Path, str]:
     """
     place = home / LISTS
     named = list_files(place)
-    if settings.masks in (None, MASKS[1]) and (home / MASKS[1]).is_dir():
-        enlarged = [place / f"{name}.txt" for name in ENLARGED if (place / f"{name}.txt").is_file()]
-        if enlarged:
-            named = {enlarged[0]: "train", **{file: split for file, split in named.items() if split != "train"}}
+    if enlarged and settings.masks in (None, MASKS[1]) and (home / MASKS[1]).is_dir():
+        larger = [place / f"{name}.txt" for name in ENLARGED if (place / f"{name}.txt").is_file()]
+        if larger:
+            named = {larger[0]: "train", **{file: split for file, split in named.items() if split != "train"}}
     other = {file: "" for file in sorted(place.glob("*.txt")) if file.stem not in ENLARGED}
     if not other:
         raise KirieError(
@@ -130,14 +139,14 @@ def _lists(home: Path, settings: FolderSettings) -> dict[Path, str]:
     return named or other
 
 
-def _paired(home: Path, split_of: dict[str, str], settings: FolderSettings) -> Layout:
+def _paired(home: Path, split_of: dict[str, str], settings: FolderSettings, *, objects: bool) -> Layout:
     """The listed pictures with their masks, from the first folder that has one; unlisted ones are left alone."""
     images = home / (settings.images or IMAGES)
     pictures = files_by_stem(list_pictures(images))
-    folders = [home / name for name in (MASKS if settings.masks is None else (settings.masks,))]
-    masks: dict[str, str] = {}
-    for folder in reversed(folders):
-        masks.update({stem: str(folder / file) for stem, file in files_by_stem(list_pictures(folder)).items()})
+    names = (OBJECTS,) if objects else MASKS
+    folders = [home / name for name in (names if settings.masks is None else (settings.masks,))]
+    masks = _label_files(folders)
+    classes = _label_files([home / name for name in MASKS]) if objects else {}
     pairs, unfound = [], []
     for entry, split in split_of.items():
         name = next((name for name in _spellings(entry) if name in pictures), None)
@@ -145,9 +154,18 @@ def _paired(home: Path, split_of: dict[str, str], settings: FolderSettings) -> L
             unfound.append(entry)
             continue
         image = images / pictures[name]
-        pairs.append(Pair(image.relative_to(home).as_posix(), str(image), masks.get(name + settings.suffix, ""), split))
+        mask, below = masks.get(name + settings.suffix, ""), image.relative_to(home).as_posix()
+        pairs.append(Pair(below, str(image), mask, split, classes=classes.get(name, "")))
     strays = tuple(file for stem, file in masks.items() if stem.removesuffix(settings.suffix) not in pictures)
     return Layout("", tuple(sorted(set(pairs))), folders[0].name, strays, tuple(unfound))
+
+
+def _label_files(folders: Sequence[Path]) -> dict[str, str]:
+    """The label files by stem, each from the first of the folders that has one."""
+    found: dict[str, str] = {}
+    for folder in reversed(folders):
+        found.update({stem: str(folder / file) for stem, file in files_by_stem(list_pictures(folder)).items()})
+    return found
 
 
 def _spellings(entry: str) -> Sequence[str]:

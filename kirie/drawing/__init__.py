@@ -13,8 +13,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kirie.drawing.curves import confusion_figure, distribution_figure, figure_png, history_figure
-    from kirie.drawing.overlay import difference, draw
+    from kirie.drawing.curves import confusion_figure, distribution_figure, figure_png, history_figure, lines_figure
+    from kirie.drawing.mistakes import difference, difference_key
+    from kirie.drawing.overlay import draw
     from kirie.drawing.report import PictureRow, ReportContent, ReportFigure, write_report
     from kirie.drawing.sheet import contact_sheet, iou_panels
 
@@ -25,11 +26,13 @@ __all__ = [
     "confusion_figure",
     "contact_sheet",
     "difference",
+    "difference_key",
     "distribution_figure",
     "draw",
     "figure_png",
     "history_figure",
     "iou_panels",
+    "lines_figure",
     "write_report",
 ]
 
@@ -39,12 +42,14 @@ _HOMES = {
     "ReportFigure": "report",
     "confusion_figure": "curves",
     "contact_sheet": "sheet",
-    "difference": "overlay",
+    "difference": "mistakes",
+    "difference_key": "mistakes",
     "distribution_figure": "curves",
     "draw": "overlay",
     "figure_png": "curves",
     "history_figure": "curves",
     "iou_panels": "sheet",
+    "lines_figure": "curves",
     "write_report": "report",
 }
 

@@ -145,6 +145,39 @@ def distribution_figure(values: Sequence[float] | npt.NDArray[Any], name: str) -
     return figure
 
 
+def lines_figure(
+    x: npt.NDArray[Any], lines: Mapping[str, npt.NDArray[Any]], *, across: str, up: str, marks: bool = False
+) -> Figure:
+    """Shares as lines over one axis.
+
+    Args:
+        x: (N,) places on the axis, ascending.
+        lines: (N,) values in [0, 1] by the name of the line; those that are not finite leave a gap.
+        across: what the places are.
+        up: what the values are.
+        marks: whether to mark each value with a dot.
+
+    Raises:
+        KirieError: when there is no finite value.
+    """
+    if not any(np.isfinite(values).any() for values in lines.values()):
+        raise KirieError(f"A figure of {up} needs at least one finite value, got none.")
+    figure = Figure(figsize=(5.6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    _plain_axes(axes)
+    for turn, (name, values) in enumerate(lines.items()):
+        dash = ("-", "--", "-.", ":")[turn % 4]  # so that lines differ without colours
+        color, dot = LINES[turn % len(LINES)], "o" if marks else ""
+        axes.plot(x, values, dash, color=color, linewidth=2, label=name, marker=dot, markersize=4, clip_on=False)
+    margin = 0.02 * float(x[-1] - x[0])
+    axes.set_xlim(x[0] - margin, x[-1] + margin)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel(across, color=INK)
+    axes.set_ylabel(up, color=INK)
+    _legend(axes)
+    return figure
+
+
 def _column(rows: Sequence[Mapping[str, float]], key: str) -> npt.NDArray[np.float64]:
     values = []
     for row in rows:
@@ -192,7 +225,16 @@ def _rate(axes: Axes, epochs: npt.NDArray[Any], columns: dict[str, npt.NDArray[A
 def _spoken(name: str) -> str:
     """A column of the history as a person writes it: `val_mean_dice` is mean Dice, `loss_dice` Dice."""
     words = name.removeprefix("val_").removeprefix("loss_").split("_")
-    proper = {"miou": "mIoU", "iou": "IoU", "fwiou": "fwIoU", "dice": "Dice", "ap": "AP", "pq": "PQ"}
+    proper = {
+        "miou": "mIoU",
+        "iou": "IoU",
+        "fwiou": "fwIoU",
+        "dice": "Dice",
+        "ap": "AP",
+        "ap50": "AP50",
+        "ap75": "AP75",
+        "pq": "PQ",
+    }
     return " ".join(proper.get(word, word) for word in words)
 
 

@@ -1,9 +1,7 @@
-"""A result laid over its picture, and where a result differs from the truth."""
+"""A result laid over its picture."""
 
 from __future__ import annotations
 
-import colorsys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,25 +10,19 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from kirie.classes import Classes
+from kirie.drawing.palette import Color, beside, object_colors, rgb
 from kirie.drawing.picture import ImageLike, Picture, as_picture, font_for, plain, shorten
+from kirie.drawing.tags import Tag, too_small, write_tags
 from kirie.errors import KirieError
+from kirie.pairs import crowds
 from kirie.results import Instances, PanopticMap, Result, SemanticMap
 
-Color = tuple[int, int, int]
-
-FALSE_POSITIVE: Color = (235, 80, 45)
-FALSE_NEGATIVE: Color = (60, 145, 255)
-WRONG: Color = (225, 40, 60)
-
-_CLEAR, _PAINTED, _VOID = 0, 1, 2
+CLEAR, PAINTED, VOID = 0, 1, 2
 _BAND = 256  # rows painted at once, so that working memory does not grow with the picture
-_CROWD = 30  # objects from which on small ones go without words
-_GOLDEN = 0.61803398875
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """What to paint: (H, W) whole numbers, and for each number an RGB colour and whether it is clear or void."""
 
     ids: npt.NDArray[Any]
@@ -39,35 +31,21 @@ class _Layer:
     objects: bool  # objects have bright contours in their colour, areas have dark ones
 
 
-@dataclass(frozen=True)
-class _Tag:
-    """Words to write on a picture.
-
-    Attributes:
-        text: name and score; its middle is cut when it is too long.
-        color: RGB of the plate behind the words.
-        box: (left, top, right, bottom) of the object, which the words stand above, in or below; or one point twice,
-            round which they stand.
-    """
-
-    text: str
-    color: Color
-    box: tuple[float, float, float, float]
-
-
 def draw(
     result: Result,
     image: ImageLike | None = None,
     *,
     alpha: float = 0.5,
     contours: bool = True,
-    legend: bool = False,
+    boxes: bool = True,
     names: bool = True,
+    scores: bool = True,
+    legend: bool = False,
 ) -> Image.Image:
     """A result laid over its picture, as an RGB Pillow image.
 
-    A class has its own colour, an object a colour of its own near that of its class. Background stays clear, void is
-    hatched in grey.
+    A class has its own colour, an object a shade of that of its class, unlike the objects beside it; small objects lie
+    on top of large ones. Background stays clear, void and crowds are hatched in grey.
 
     Args:
         result: a SemanticMap, Instances or PanopticMap.
@@ -75,8 +53,10 @@ def draw(
             stand alone on white.
         alpha: how much of the colour covers the picture, 0 (nothing) to 1 (all).
         contours: whether to draw the borders of classes and objects.
+        boxes: whether to draw the boxes of objects; among many objects, small ones have neither box nor words.
+        names: whether to write their classes on objects and segments, where there is room.
+        scores: whether to write the scores of objects there, except those of a truth, which are all 1.
         legend: whether to add a strip below the picture with the classes that occur in it.
-        names: whether to write class and score on objects and segments, where there is room.
 
     Raises:
         KirieError: when the picture cannot be read, differs in size from the result, or alpha is out of range.
@@ -87,67 +67,18 @@ def draw(
     if image is None:
         picture, alpha = np.full((*result.size, 3), 255, np.uint8), 1.0
     else:
-        picture = _sized(image, result.size)
-    painted = Image.fromarray(_paint(picture, layer, alpha, contours))
-    if names and not isinstance(result, SemanticMap):
-        _write(painted, _tags_of(result, layer))
+        picture = sized(image, result.size)
+    pixels = paint(picture, layer, alpha, contours)
+    if boxes and isinstance(result, Instances):
+        _draw_boxes(pixels, result, layer)
+    painted = Image.fromarray(pixels)
+    if (names or scores) and not isinstance(result, SemanticMap):
+        write_tags(painted, _tags_of(result, layer, names, scores))
     return _with_legend(painted, _legend_of(result)) if legend else painted
 
 
-def difference(result: SemanticMap, truth: SemanticMap, image: ImageLike | None = None) -> Image.Image:
-    """Where a result is wrong, as an RGB Pillow image: right pixels are a dim grey picture, wrong ones are coloured.
-
-    With two classes red-orange is a false positive (class 1 in the result, not in the truth) and blue a false negative;
-    with more classes red is a wrong class. Void of the truth is hatched, and the truth's borders are thin white lines.
-
-    Raises:
-        KirieError: when sizes or the numbers of classes differ, or the picture cannot be read.
-    """
-    if result.size != truth.size:
-        raise KirieError(
-            f"The result has size {result.size} (H, W) and the truth {truth.size}; compare like with like."
-        )
-    if len(result.classes) != len(truth.classes):  # names may differ: weights from elsewhere often have none
-        raise KirieError(f"The result tells {len(result.classes)} classes apart and the truth {len(truth.classes)}.")
-    verdict = _verdict(result, truth)
-    if image is None:
-        dim = np.full((*truth.size, 3), 90, np.uint8)
-    else:
-        grey = cv2.cvtColor(_sized(image, truth.size), cv2.COLOR_RGB2GRAY)
-        dim = np.repeat(cv2.convertScaleAbs(grey, alpha=0.5, beta=35)[..., None], 3, axis=2)
-    dim[_borders(truth.labels, _line_width(truth.size)) > 0] = 205
-    colors = np.array([(0, 0, 0), (200, 200, 200), FALSE_POSITIVE, FALSE_NEGATIVE, WRONG], np.uint8)
-    kinds = np.array([_CLEAR, _VOID, _PAINTED, _PAINTED, _PAINTED], np.uint8)
-    return Image.fromarray(_paint(dim, _Layer(verdict, colors, kinds, False), 0.85, contours=False))
-
-
-def object_colors(labels: Sequence[int], classes: Classes) -> npt.NDArray[np.uint8]:
-    """A colour (N, 3) for each object: that of its class for the first of a class, and hues around it for the others.
-
-    Each class keeps its share of the hue circle, so the fewer classes there are the more their objects differ.
-    """
-    foreground = len(classes) - classes.has_background
-    share = 0.85 / max(foreground, 1)
-    seen: dict[int, int] = {}
-    colors = np.zeros((len(labels), 3), np.uint8)
-    for row, label in enumerate(labels):
-        turn = seen.get(label, 0)
-        seen[label] = turn + 1
-        colors[row] = _varied(classes.colors[label], turn, share)
-    return colors
-
-
-def _varied(color: Color, turn: int, share: float) -> Color:
-    if turn == 0 and max(color) >= 100:
-        return color
-    hue, saturation, value = colorsys.rgb_to_hsv(*(part / 255 for part in color))
-    hue = (hue + share * ((turn * _GOLDEN + 0.5) % 1 - 0.5)) % 1
-    value = max(value, 0.65) * (1, 0.82, 0.92)[turn % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, max(saturation, 0.5), value)
-    return round(red * 255), round(green * 255), round(blue * 255)
-
-
-def _sized(image: ImageLike, size: tuple[int, int]) -> Picture:
+def sized(image: ImageLike, size: tuple[int, int]) -> Picture:
+    """A picture (H, W, 3); a KirieError when it has another size (H, W) than is expected."""
     picture = as_picture(image)
     if picture.shape[:2] != size:
         raise KirieError(
@@ -157,37 +88,43 @@ def _sized(image: ImageLike, size: tuple[int, int]) -> Picture:
     return picture
 
 
-def _layer_of(result: Result) -> _Layer:
+def _layer_of(result: Result) -> Layer:
     classes = result.classes
     if isinstance(result, SemanticMap):
         colors = classes.color_table()
-        kinds = np.full(len(colors), _VOID, np.uint8)
-        kinds[: len(classes)] = _PAINTED
+        kinds = np.full(len(colors), VOID, np.uint8)
+        kinds[: len(classes)] = PAINTED
         if classes.has_background:
-            kinds[0] = _CLEAR
-        return _Layer(result.labels, colors, kinds, False)
-    if isinstance(result, Instances):
-        order = np.argsort(result.scores, kind="stable")  # the surest object lies on top
-        ids = result.masks[order].id_map([int(i) + 1 for i in order])
-        colors = np.concatenate([np.zeros((1, 3), np.uint8), object_colors(result.labels.tolist(), classes)])
-        kinds = np.full(len(colors), _PAINTED, np.uint8)
-        kinds[0] = _CLEAR
-        return _Layer(ids, colors, kinds, True)
-    return _panoptic_layer(result)
+            kinds[0] = CLEAR
+        return Layer(result.labels, colors, kinds, False)
+    return _instance_layer(result) if isinstance(result, Instances) else _panoptic_layer(result)
 
 
-def _panoptic_layer(result: PanopticMap) -> _Layer:
+def _instance_layer(result: Instances) -> Layer:
+    areas, crowd = result.masks.areas(), crowds(result)
+    order = np.lexsort((result.scores, -areas, ~crowd))  # crowds lowest, then the large, so that no object lies hidden
+    ids = result.masks[order].id_map([int(i) + 1 for i in order])
+    shades = object_colors(result.labels.tolist(), result.classes, beside(ids, len(result)))
+    kinds = np.concatenate([[CLEAR], np.where(crowd, VOID, PAINTED)]).astype(np.uint8)
+    return Layer(ids, np.concatenate([np.zeros((1, 3), np.uint8), shades]), kinds, True)
+
+
+def _panoptic_layer(result: PanopticMap) -> Layer:
     classes, segments = result.classes, result.segments
-    things = [segment.label for segment in segments if segment.is_thing]
-    thing_colors = iter(object_colors(things, classes))
+    ids = _ranks(result.ids, [segment.id for segment in segments])
+    things = np.array([segment.is_thing for segment in segments], bool)
+    place = np.cumsum(things) - 1  # of a segment among the things
+    pairs = beside(ids, len(segments))
+    pairs = place[pairs[things[pairs].all(1)]]
+    thing_colors = iter(object_colors([s.label for s in segments if s.is_thing], classes, pairs))
     colors = np.full((len(segments) + 1, 3), 200, np.uint8)
-    kinds = np.full(len(segments) + 1, _PAINTED, np.uint8)
-    kinds[0] = _VOID
+    kinds = np.full(len(segments) + 1, PAINTED, np.uint8)
+    kinds[0] = VOID
     for row, segment in enumerate(segments, 1):
         colors[row] = next(thing_colors) if segment.is_thing else classes.colors[segment.label]
         if segment.label == 0 and classes.has_background:
-            kinds[row] = _CLEAR
-    return _Layer(_ranks(result.ids, [segment.id for segment in segments]), colors, kinds, True)
+            kinds[row] = CLEAR
+    return Layer(ids, colors, kinds, True)
 
 
 def _ranks(ids: npt.NDArray[np.int32], wanted: list[int]) -> npt.NDArray[Any]:
@@ -203,23 +140,12 @@ def _ranks(ids: npt.NDArray[np.int32], wanted: list[int]) -> npt.NDArray[Any]:
     return ranks
 
 
-def _verdict(result: SemanticMap, truth: SemanticMap) -> npt.NDArray[np.uint8]:
-    """(H, W): 0 right, 1 void in the truth, 2 false positive, 3 false negative, 4 wrong class."""
-    wrong = result.labels != truth.labels
-    verdict = np.zeros(truth.size, np.uint8)
-    verdict[wrong] = 4
-    if len(truth.classes) == 2:
-        verdict[wrong & (result.labels == 1)] = 2
-        verdict[wrong & (truth.labels == 1)] = 3
-    verdict[truth.labels == truth.classes.void] = 1
-    return verdict
-
-
-def _line_width(size: tuple[int, int]) -> int:
+def line_width(size: tuple[int, int]) -> int:
+    """How many pixels wide the borders in a picture of a size (H, W) are."""
     return max(1, round(max(size) / 1200))
 
 
-def _borders(ids: npt.NDArray[Any], width: int) -> npt.NDArray[np.uint8]:
+def borders(ids: npt.NDArray[Any], width: int) -> npt.NDArray[np.uint8]:
     """(H, W) 0/1: pixels within `width` of a pixel with another id."""
     edge = np.zeros(ids.shape, np.uint8)
     across, down = ids[:, 1:] != ids[:, :-1], ids[1:] != ids[:-1]
@@ -232,9 +158,9 @@ def _borders(ids: npt.NDArray[Any], width: int) -> npt.NDArray[np.uint8]:
     return np.asarray(cv2.dilate(edge, np.ones((2 * width - 1, 2 * width - 1), np.uint8)), np.uint8)
 
 
-def _paint(picture: Picture, layer: _Layer, alpha: float, contours: bool) -> Picture:
+def paint(picture: Picture, layer: Layer, alpha: float, contours: bool) -> Picture:
     """The picture (H, W, 3) with the layer on it, painted band by band."""
-    edges = _borders(layer.ids, _line_width((picture.shape[0], picture.shape[1]))) if contours else None
+    edges = borders(layer.ids, line_width((picture.shape[0], picture.shape[1]))) if contours else None
     period = max(8, round(max(picture.shape[:2]) / 70))
     out = np.empty_like(picture)
     for top in range(0, len(picture), _BAND):
@@ -246,8 +172,8 @@ def _paint(picture: Picture, layer: _Layer, alpha: float, contours: bool) -> Pic
             line = colors if layer.objects else cv2.convertScaleAbs(painted, alpha=0.5)
             cv2.copyTo(line, edges[rows], painted)
         out[rows] = picture[rows]
-        cv2.copyTo(painted, (kinds == _PAINTED).view(np.uint8), out[rows])
-        _hatch(out[rows], kinds == _VOID, top, period)
+        cv2.copyTo(painted, (kinds == PAINTED).view(np.uint8), out[rows])
+        _hatch(out[rows], kinds == VOID, top, period)
     return out
 
 
@@ -263,66 +189,48 @@ def _hatch(band: Picture, void: npt.NDArray[np.bool_], top: int, period: int) ->
     cv2.copyTo(cv2.cvtColor(shade, cv2.COLOR_GRAY2RGB), void.view(np.uint8), band)
 
 
-def _tags_of(result: Instances | PanopticMap, layer: _Layer) -> list[_Tag]:
+def _draw_boxes(picture: Picture, result: Instances, layer: Layer) -> None:
+    """Draws the boxes inside their edges, in place, the surest on top."""
+    hidden = crowds(result) | too_small(result.boxes, result.size)
+    for index in np.argsort(result.scores, kind="stable"):
+        left, top, right, bottom = np.rint(result.boxes[index]).astype(int).tolist()
+        for line in range(line_width(result.size)):
+            ends = (left + line, top + line), (right - 1 - line, bottom - 1 - line)
+            if not hidden[index] and ends[0][0] <= ends[1][0] and ends[0][1] <= ends[1][1]:
+                cv2.rectangle(picture, *ends, rgb(layer.colors[index + 1]))
+
+
+def _tags_of(result: Instances | PanopticMap, layer: Layer, names: bool, scores: bool) -> list[Tag]:
     if isinstance(result, PanopticMap):
-        return _segment_tags(result, layer)
-    truth = bool((result.scores == 1).all())  # truth is sure of everything: its scores say nothing
+        return _segment_tags(result, layer, names, scores)
+    sure = bool((result.scores == 1).all())  # as truth is of everything: its scores say nothing
+    crowd = crowds(result)
     tags = []
     for index in np.argsort(-result.scores, kind="stable"):
-        name, score = result.classes.names[result.labels[index]], float(result.scores[index])
+        name = result.classes.names[result.labels[index]] if names else ""
+        score = f"{result.scores[index]:.2f}" if scores and not sure else ""
         left, top, right, bottom = result.boxes[index].tolist()
-        text = name if truth else f"{name} {score:.2f}"
-        tags.append(_Tag(text, _rgb(layer.colors[index + 1]), (left, top, right, bottom)))
+        if not crowd[index] and (text := f"{name} {score}".strip()):
+            tags.append(Tag(text, rgb(layer.colors[index + 1]), (left, top, right, bottom)))
     return tags
 
 
-def _segment_tags(result: PanopticMap, layer: _Layer) -> list[_Tag]:
+def _segment_tags(result: PanopticMap, layer: Layer, names: bool, scores: bool) -> list[Tag]:
     """A tag at the innermost point of each segment, found on a small copy of the map; the largest segments first."""
     step = -(-max(result.size) // 320)
     small = layer.ids[::step, ::step]
     tags = []
     for row in sorted(range(len(result.segments)), key=lambda i: -result.segments[i].area):
         segment = result.segments[row]
+        name = result.classes.names[segment.label] if names else ""
+        score = f"{segment.score:.2f}" if scores and segment.is_thing and segment.score < 1 else ""
         inside = np.pad(small == row + 1, 1).astype(np.uint8)
-        if layer.kinds[row + 1] == _CLEAR or not inside.any():
+        if layer.kinds[row + 1] == CLEAR or not inside.any() or not (name or score):
             continue
         _, _, _, (x, y) = cv2.minMaxLoc(cv2.distanceTransform(inside, cv2.DIST_L2, 3))
-        name = result.classes.names[segment.label]
-        text = f"{name} {segment.score:.2f}" if segment.is_thing and segment.score < 1 else name
         across, down = (x - 0.5) * step, (y - 0.5) * step
-        tags.append(_Tag(text, _rgb(layer.colors[row + 1]), (across, down, across, down)))
+        tags.append(Tag(f"{name} {score}".strip(), rgb(layer.colors[row + 1]), (across, down, across, down)))
     return tags
-
-
-def _write(image: Image.Image, tags: list[_Tag]) -> None:
-    """Writes the tags that find a free place, in place; one that would cover another is left out."""
-    size = max(11, max(image.size) // 75)
-    pad = max(2, size // 5)
-    pen = ImageDraw.Draw(image)
-    taken = np.zeros((0, 4))
-    for tag in tags:
-        font = font_for(text := plain(tag.text), size)
-        left, _, right, _ = tag.box
-        text = shorten(text, font, min(max(1.5 * (right - left), 9 * size), image.width - 2 * pad))
-        width, height = font.getlength(text) + 2 * pad, size + 2 * pad
-        if len(tags) > _CROWD and 0 < right - left < width:
-            continue  # among many small objects words would hide more than they tell
-        for x, y in _places(tag.box, width, height):
-            x, y = min(max(x, 0), image.width - width), min(max(y, 0), image.height - height)
-            box = np.array([x, y, x + width, y + height])
-            if not (np.minimum(taken[:, 2:], box[2:]) > np.maximum(taken[:, :2], box[:2])).all(1).any():
-                taken = np.concatenate([taken, box[None]])
-                pen.rounded_rectangle(tuple(box), pad, fill=tag.color)
-                pen.text((x + pad, y + height / 2), text, fill=_ink(tag.color), font=font, anchor="lm")
-                break
-
-
-def _places(box: tuple[float, float, float, float], width: float, height: float) -> list[tuple[float, float]]:
-    """Where words of a size may stand, (left, top) with the best place first."""
-    left, top, right, bottom = box
-    if left == right:
-        return [(left - width / 2, top - height / 2)]
-    return [(left, top - height - 1), (left, top), (left, bottom)]
 
 
 def _legend_of(result: Result) -> list[tuple[str, Color | None]]:
@@ -373,14 +281,3 @@ def _swatch(pen: ImageDraw.ImageDraw, place: tuple[int, int, int], color: Color 
     pen.rectangle(box, fill=color or (225, 225, 225), outline=(120, 120, 120))
     for shift in range(size // 3, size, max(3, size // 3)) if color is None else ():
         pen.line((left + shift, top + 1, left + 1, top + shift), fill=(150, 150, 150))
-
-
-def _rgb(color: npt.NDArray[np.uint8]) -> Color:
-    red, green, blue = color.tolist()
-    return red, green, blue
-
-
-def _ink(color: Color) -> Color:
-    """Black or white, whichever reads better on a colour."""
-    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-    return (15, 15, 15) if bright else (255, 255, 255)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from kirie.drawing.curves import figure_png
-from kirie.drawing.overlay import FALSE_NEGATIVE, FALSE_POSITIVE, WRONG
+from kirie.drawing.mistakes import Mark
 from kirie.drawing.picture import ImageLike, as_picture
 from kirie.drawing.report_style import STYLE
 from kirie.errors import KirieError
@@ -40,6 +40,8 @@ MEANINGS: dict[str, str] = {
     "0.50 to 0.95.",
     "ap50": "Average precision where an object counts as found at an IoU of 0.50 or more.",
     "ap75": "Average precision where an object counts as found at an IoU of 0.75 or more.",
+    "box ap": "AP of the boxes instead of the masks.",
+    "f1": "Harmonic mean of precision and recall: 2 TP / (2 TP + FP + FN).",
     "pq": "Panoptic quality: SQ x RQ.",
     "sq": "Segmentation quality: the mean IoU of the segments that were matched.",
     "rq": "Recognition quality: the F1 score of finding segments.",
@@ -92,6 +94,8 @@ class ReportContent:
         worst: the pictures with the lowest scores, the lowest first.
         best: the pictures with the highest scores, the highest first.
         score_name: what the scores of the pictures are, say "mean IoU".
+        marks: how errors are drawn in the pictures of differences, see `kirie.drawing.difference_key`.
+        marks_note: what else is to be seen there.
         meanings: what further columns mean, by their name; those of common metrics are known.
         language: the language of the names, as HTML writes it.
     """
@@ -107,6 +111,8 @@ class ReportContent:
     worst: tuple[PictureRow, ...] = ()
     best: tuple[PictureRow, ...] = ()
     score_name: str = "score"
+    marks: tuple[Mark, ...] = ()
+    marks_note: str = ""
     meanings: Mapping[str, str] = field(default_factory=dict)
     language: str = "en"
 
@@ -238,21 +244,23 @@ def _pictures(heading: str, lead: str, content: ReportContent, worst: bool) -> s
     rows = content.worst if worst else content.best
     if not rows:
         return ""
-    key = _difference_key(len(content.rows)) if worst and any(row.difference is not None for row in rows) else ""
+    key = _marks(content) if worst and any(row.difference is not None for row in rows) else ""
     blocks = "".join(_row(row, content.score_name) for row in rows)
     opening = f'<h2>{heading}</h2><p class="soft lead">{_text(lead)}</p>{key}'
     return f'<section>{opening}<div class="rows">{blocks}</div></section>'
 
 
-def _difference_key(classes: int) -> str:
-    """What the colours of `kirie.drawing.difference` mean, for as many classes as the table has (0: not known)."""
-    two = f"{_swatch(FALSE_POSITIVE)} is predicted but not true, {_swatch(FALSE_NEGATIVE)} is true but not predicted. "
-    more = f"{_swatch(WRONG)} is a wrong class. "
-    told = two if classes in (1, 2) else more if classes else f"With two classes {two}With more {more}"
-    return (
-        f'<p class="soft lead">In the pictures of errors {told}Right pixels are grey, white lines are the borders of '
-        "the truth, and hatched pixels have no truth and do not count.</p>"
-    )
+def _marks(content: ReportContent) -> str:
+    """What the colours and outlines in the pictures of errors mean."""
+    if not content.marks:
+        return ""
+    signs = "".join(f"<li>{_sign(mark)}{_text(mark.meaning)}</li>" for mark in content.marks)
+    return f'<ul class="marks">{signs}</ul>{_paragraph(content.marks_note, "soft lead")}'
+
+
+def _sign(mark: Mark) -> str:
+    red, green, blue = (int(part) for part in mark.color)
+    return f'<i class="mark {mark.style}" style="--mark:rgb({red},{green},{blue})"></i>'
 
 
 def _row(row: PictureRow, score_name: str) -> str:

@@ -69,7 +69,17 @@ td.none { color: var(--soft); }
   display: inline-block; flex: none; width: 12px; height: 12px; border-radius: 3px;
   position: relative; top: 1px; border: 1px solid rgba(128, 128, 128, .5);
 }
-p .swatch { margin: 0 3px; }
+.marks {
+  display: flex; flex-wrap: wrap; gap: 4px 22px; list-style: none; padding: 0; margin: 0 0 6px; font-size: .92rem;
+}
+.mark {
+  display: inline-block; width: 26px; height: 14px; margin-right: 8px; vertical-align: -2px; border-radius: 3px;
+  background: #5a5a5a; border: 0 solid var(--mark);
+}
+.mark.area { background: var(--mark); }
+.mark.line { border-width: 2px; }
+.mark.dashes { border-width: 3px; border-style: dashed; background: color-mix(in srgb, var(--mark) 30%, #5a5a5a); }
+.mark.double { border-width: 4px; border-style: double; background: color-mix(in srgb, var(--mark) 30%, #5a5a5a); }
 .meanings {
   display: grid; grid-template-columns: max-content 1fr; gap: 4px 16px; font-size: .87rem;
   margin: 14px 0 0; max-width: 60em;

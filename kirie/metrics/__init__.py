@@ -1,7 +1,8 @@
 """Numbers that say how well results agree with the truth, each stating its own convention.
 
-Every metric is a class with `update(result, truth)`, `merge(other)` and `compute()`; its state is a table of counts, so
-that metrics of several processes add up to the metric of all pictures, and the division happens once, at the end.
+Every metric is a class with `update(result, truth)`, `merge(other)` and `compute()`; its state is counts, or what makes
+counts, so that metrics of several processes add up to the metric of all pictures, and the division happens once, at the
+end. The metric of a task and its report are as `report.Metric` and `report.Report` say.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
         hausdorff,
         hausdorff95,
     )
+    from kirie.metrics.instance import InstanceMetric, InstanceReport
     from kirie.metrics.semantic import SemanticMetric, SemanticReport, confusion_table, dice, iou
 
 METRICS = {
     "semantic": "kirie.metrics.semantic:SemanticMetric",
+    "instance": "kirie.metrics.instance:InstanceMetric",
     "boundary": "kirie.metrics.boundary:BoundaryMetric",
 }
 
@@ -33,6 +36,8 @@ __all__ = [
     "METRICS",
     "BoundaryMetric",
     "BoundaryReport",
+    "InstanceMetric",
+    "InstanceReport",
     "SemanticMetric",
     "SemanticReport",
     "average_surface_distance",
@@ -49,6 +54,8 @@ __all__ = [
 _HOMES = {
     "BoundaryMetric": "boundary",
     "BoundaryReport": "boundary",
+    "InstanceMetric": "instance",
+    "InstanceReport": "instance",
     "SemanticMetric": "semantic",
     "SemanticReport": "semantic",
     "average_surface_distance": "boundary",

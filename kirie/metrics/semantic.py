@@ -319,6 +319,16 @@ class SemanticReport:
             f"{self.classes_counted} of {len(self.classes)} classes."
         )
 
+    def headline(self) -> tuple[tuple[str, float, str], ...]:
+        """The name, the value and a note on each of the few numbers to look at, the most important first."""
+        counted = f"mean over {self.classes_counted} classes"
+        lines = [("mIoU", self.miou, counted), ("mean Dice", self.mean_dice, counted)]
+        if len(self.classes) == 2:
+            dice = f"Dice of {self.classes.names[1]}"
+            lines.insert(0, (dice, float(self.dice[1]), "over all pixels of all pictures"))
+        lines.append(("pixel accuracy", self.pixel_accuracy, "share of right pixels"))
+        return (*lines, ("frequency-weighted IoU", self.fwiou, "classes weighted by their pixels"))
+
     def history_row(self) -> dict[str, float]:
         """The few scores that a training writes down at each measurement, `score` among them."""
         row = {"miou": self.miou, "dice": self.mean_dice, "accuracy": self.pixel_accuracy}
@@ -377,6 +387,10 @@ class SemanticMetric:
         if other.classes.names != self.classes.names:
             raise KirieError("Only metrics for the same classes can be merged.")
         self.table += other.table
+
+    def quick_score(self) -> float:
+        """The mean IoU of what was collected; NaN without any."""
+        return self.compute().score
 
     def compute(self) -> SemanticReport:
         """The report on everything collected so far; the metric may go on collecting."""

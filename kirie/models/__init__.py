@@ -16,10 +16,13 @@ MODELS = {
     "fcn": "kirie.models.fcn:FCN",
     "hrnet": "kirie.models.hrnet:HRNet",
     "lraspp": "kirie.models.lraspp:LRASPP",
+    "mask_rcnn": "kirie.models.mask_rcnn:MaskRCNN",
     "pspnet": "kirie.models.pspnet:PSPNet",
     "segformer": "kirie.models.segformer:SegFormer",
     "semantic_fpn": "kirie.models.semantic_fpn:SemanticFPN",
+    "solov2": "kirie.models.solov2:SOLOv2",
     "unet": "kirie.models.unet:UNet",
+    "yolact": "kirie.models.yolact:YOLACT",
 }
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from kirie.classes import Classes
 from kirie.errors import KirieError
-from kirie.models.parts.checks import check_whole
+from kirie.models.parts.checks import check_pixels, check_whole
 from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.fpn import FPN, SemanticFPNHead
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw
@@ -67,8 +67,7 @@ class SemanticFPN(SemanticModel):
     ) -> None:
         check_whole("channels", channels, 1, 4096)
         check_whole("width", width, 1, 4096)
-        _check_row("mean", mean)
-        _check_row("std", std)
+        check_pixels(mean, std)
         body = build_encoder(encoder, in_channels, encoder_options, weights=encoder_weights)
         arguments = {
             "encoder": encoder, "encoder_options": body.options, "channels": channels, "width": width,
@@ -100,13 +99,3 @@ class SemanticFPN(SemanticModel):
         logits = self.head(self.fpn(self.encoder(x)[self.unused :]))
         logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
         return SemanticRaw(logits[..., :height, :width])
-
-
-def _check_row(name: str, row: object) -> None:
-    """Raises `KirieError` unless `row` is None or finite numbers, for a deviation above 0."""
-    if row is None:
-        return
-    sound = isinstance(row, list | tuple) and all(type(v) in (int, float) and abs(v) < 1e6 for v in row)
-    if not sound or (name == "std" and min(row, default=1) <= 0):  # type: ignore[call-overload]
-        above = " above 0" if name == "std" else ""
-        raise KirieError(f"{name} must be one number{above} per channel, for images in [0, 1]; got {row!r:.80}.")

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,15 @@ from kirie.data import open_dataset
 from kirie.data.dataset import Dataset, Sample
 from kirie.data.folders import FolderSettings
 from kirie.data.splits import canonical
-from kirie.drawing import (
-    PictureRow,
-    ReportContent,
-    ReportFigure,
-    confusion_figure,
-    difference,
-    distribution_figure,
-    draw,
-    write_report,
-)
-from kirie.errors import KirieError
+from kirie.drawing import PictureRow, ReportContent, ReportFigure, difference, distribution_figure, draw, write_report
+from kirie.errors import KirieError, counted
 from kirie.files import write_text
 from kirie.metrics import metric_class
-from kirie.metrics.semantic import SemanticReport
+from kirie.metrics.instance import InstanceReport
+from kirie.metrics.report import Metric, Report
 from kirie.models.contract import SegmentationModel
+from kirie.models.parts.instance import InstanceModel
+from kirie.prediction.evaluation_page import numbers_page
 from kirie.prediction.predictor import Predictor, in_batches, read_ahead
 from kirie.progress import tracked
 
@@ -43,12 +38,12 @@ class Evaluation:
     """A model measured on a data set.
 
     Attributes:
-        report: the numbers over all pictures.
+        report: the numbers over all pictures, as the task has them: a `SemanticReport` or an `InstanceReport`.
         names: the pictures, in the data set's order.
-        scores: each picture's own mIoU, NaN where it has no class to count.
+        scores: each picture's own score (mean IoU; matching accuracy of objects), NaN where there is nothing to score.
     """
 
-    report: SemanticReport
+    report: Any
     names: tuple[str, ...]
     scores: tuple[float, ...]
 
@@ -70,39 +65,59 @@ def measure(
     dataset: Dataset,
     *,
     share: tuple[int, int] = (0, 1),
-    merge: Callable[[Any], Any] | None = None,
+    gather: Callable[[Metric], Sequence[Metric]] | None = None,
     title: str = "",
+    threshold: float | None = None,
+    max_detections: int | None = None,
 ) -> Evaluation:
     """The model's numbers on a data set. Training's validation and `evaluate` both come through here.
 
     Args:
         predictor: the model, ready to run.
         dataset: pictures with truth.
-        share: (n, of) to measure every of-th picture only, when several processes divide the work.
-        merge: adds up the counts (an int64 array) of those processes.
+        share: (n, of) to measure the n-th of so many equal parts only, when several processes divide the work.
+        gather: gives what each of those processes has collected, in their order; the report is on all of it.
         title: what the progress bar says; empty for none.
+        threshold: as `evaluate` has it.
+        max_detections: as `evaluate` has it.
 
     Raises:
         KirieError: when the data serve another task, have other classes than the model, or cannot be read.
     """
     check_classes(predictor.model, dataset)
-    places = range(share[0], len(dataset), share[1])
-    new_metric = metric_class(predictor.model.task)
-    total = new_metric(dataset.classes)
+    number, of = share
+    places = range(number * len(dataset) // of, (number + 1) * len(dataset) // of)
+    new_metric = _metric_of(predictor.model, dataset.classes, threshold, max_detections)
+    total = new_metric()
     names: list[str] = []
     scores: list[float] = []
     samples = read_ahead(lambda i: dataset[places[i]], len(places))
     if title:
         samples = tracked(samples, title, len(places))
     for sample, result in _results(predictor, samples, dataset.classes):
-        one = new_metric(dataset.classes)
+        one = new_metric()
         one.update(result, sample.truth)
         total.merge(one)
         names.append(sample.name)
-        scores.append(float(one.compute().score))
-    if merge is not None:
-        total.table = merge(total.table)
+        scores.append(one.quick_score())
+    if gather is not None:
+        parts, total = gather(total), new_metric()
+        for part in parts:
+            total.merge(part)
     return Evaluation(total.compute(), tuple(names), tuple(scores))
+
+
+def _metric_of(
+    model: SegmentationModel, classes: Classes, threshold: float | None, max_detections: int | None
+) -> Callable[[], Metric]:
+    """What makes empty metrics for the results of a model."""
+    options: dict[str, Any] = {"threshold": threshold, "max_detections": max_detections}
+    given = {name: value for name, value in options.items() if value is not None}
+    if isinstance(model, InstanceModel):
+        given = {"threshold": model.threshold} | given
+    elif given:
+        raise KirieError(f"{' and '.join(given)} choose among objects, and a model for task {model.task!r} gives none.")
+    return partial(metric_class(model.task), classes, **given)
 
 
 def evaluate(
@@ -114,7 +129,9 @@ def evaluate(
     device: str = "auto",
     settings: FolderSettings | None = None,
     name: str = "model",
-) -> SemanticReport:
+    threshold: float | None = None,
+    max_detections: int | None = None,
+) -> Any:
     """A model's numbers on a data set, and `report.html` and `report.json` in the folder `out`.
 
     Args:
@@ -125,6 +142,13 @@ def evaluate(
         device: "auto", "cpu", "cuda"...
         settings: how the folders are read; None reads them as the model's recipe did.
         name: what the report calls the model.
+        threshold: for objects, the score from which on results are shown and enter the scores that have no score axis
+            (matching accuracy, precision, counts...); None takes the model's own. AP takes results of any score.
+        max_detections: for objects, the most results of a class that enter AP in a picture, and how many the model
+            gives at most. None is COCO's 100, and the model's own limit. Pictures with more objects need more.
+
+    Returns:
+        The `SemanticReport` or `InstanceReport`, as the model's task is.
 
     Raises:
         KirieError: when the data cannot be read, their classes are not the model's, or the reports cannot be written.
@@ -132,10 +156,10 @@ def evaluate(
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise KirieError(f"{out} is a file; the reports need a folder, which is made when it is missing.")
     dataset = data if not isinstance(data, str | Path) else open_for(model, data, split, settings)
-    predictor = Predictor(model, device=device)
     if not len(dataset):
         raise KirieError("The data set has no pictures, so there is nothing to measure.")
-    evaluation = measure(predictor, dataset, title="evaluating")
+    predictor = Predictor(model, device=device, most=max_detections)
+    evaluation = measure(predictor, dataset, title="evaluating", threshold=threshold, max_detections=max_detections)
     if out is not None:
         write_evaluation(Path(out), evaluation, predictor, dataset, name=name)
     return evaluation.report
@@ -244,9 +268,29 @@ def write_evaluation(out: Path, evaluation: Evaluation, predictor: Predictor, da
     def rows(chosen: Sequence[int]) -> tuple[PictureRow, ...]:
         samples = (dataset[index] for index in chosen)
         pairs = _results(predictor, samples, dataset.classes)
-        return tuple(_picture_row(s, r, evaluation.scores[i]) for i, (s, r) in zip(chosen, pairs, strict=True))
+        return tuple(
+            _picture_row(s, _shown(r, evaluation.report), evaluation.scores[i])
+            for i, (s, r) in zip(chosen, pairs, strict=True)
+        )
 
-    write_report(out / "report.html", _content(evaluation, name, rows(worst), rows(best)))
+    page = _page(evaluation, numbers_page(predictor.model.task, evaluation.report, f"Evaluation of {name}"))
+    write_report(out / "report.html", replace(page, worst=rows(worst), best=rows(best)))
+
+
+def _page(evaluation: Evaluation, page: ReportContent) -> ReportContent:
+    """The page of the numbers with what is told of the pictures as a whole."""
+    told = f"{counted(len(evaluation.names), 'picture')}, {counted(len(page.rows), 'class', 'classes')}"
+    figures = page.figures
+    if not all(map(math.isnan, evaluation.scores)):
+        spread = distribution_figure(evaluation.scores, f"{page.score_name} of a picture")
+        words = f"One {page.score_name} per picture. A tail to the left: pictures on which the model fails."
+        figures = (*figures, ReportFigure(words, spread))
+    return replace(page, subtitle=told, figures=figures)
+
+
+def _shown(result: Any, report: Report) -> Any:
+    """What of a result a person is shown: objects from the report's threshold on, and all of anything else."""
+    return result[result.scores >= report.threshold] if isinstance(report, InstanceReport) else result
 
 
 def _results(predictor: Predictor, samples: Iterable[Sample], classes: Classes) -> Iterator[tuple[Sample, Any]]:
@@ -266,41 +310,3 @@ def _picture_row(sample: Sample, result: Any, score: float) -> PictureRow:
         prediction=draw(result, sample.image),
         difference=difference(result, truth, sample.image),
     )
-
-
-def _content(
-    evaluation: Evaluation, name: str, worst: tuple[PictureRow, ...], best: tuple[PictureRow, ...]
-) -> ReportContent:
-    report = evaluation.report
-    columns = {"IoU": "iou", "Dice": "dice", "Precision": "precision", "Recall": "recall", "Pixels": "truth_pixels"}
-    shares = confusion_figure(report.table, report.classes.names)
-    figures = [ReportFigure("Of the pixels of each true class, the share that was given each class.", shares)]
-    if not all(map(math.isnan, evaluation.scores)):
-        spread = distribution_figure(evaluation.scores, "mean IoU of a picture")
-        told = "One mean IoU per picture. A tail to the left: pictures on which the model fails."
-        figures.append(ReportFigure(told, spread))
-    return ReportContent(
-        title=f"Evaluation of {name}",
-        subtitle=f"{len(evaluation.names)} pictures, {len(report.classes)} classes",
-        summary=_headline(report),
-        conventions=(report.convention,),
-        header=("Class", *columns),
-        rows=tuple((row["class"], *(row[key] for key in columns.values())) for row in report.rows()),
-        colors=report.classes.colors,
-        figures=tuple(figures),
-        worst=worst,
-        best=best,
-        score_name="mean IoU",
-    )
-
-
-def _headline(report: SemanticReport) -> tuple[tuple[str, str, str], ...]:
-    counted = f"mean over {report.classes_counted} classes"
-    lines = [("mIoU", report.miou, counted), ("mean Dice", report.mean_dice, counted)]
-    if len(report.classes) == 2:
-        lines.insert(
-            0, (f"Dice of {report.classes.names[1]}", float(report.dice[1]), "over all pixels of all pictures")
-        )
-    lines.append(("pixel accuracy", report.pixel_accuracy, "share of right pixels"))
-    lines.append(("frequency-weighted IoU", report.fwiou, "classes weighted by their pixels"))
-    return tuple((label, "no value" if math.isnan(value) else f"{value:.4f}", note) for label, value, note in lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +16,10 @@ from kirie.data.folders import resize_image, resized_size
 from kirie.errors import KirieError
 from kirie.models.contract import SegmentationModel
 from kirie.models.device import memory_for, pick_device
+from kirie.models.parts.instance import InstanceModel
 from kirie.prediction.pictures import Picture, as_picture
-from kirie.results import Result
+from kirie.prediction.selection import check_selection, select
+from kirie.results import Instances, Result
 
 T = TypeVar("T")
 
@@ -29,9 +32,14 @@ class Predictor:
         device: "auto" (a GPU where there is one), or a torch device.
         batch_size: pictures of equal size run together; None chooses 1 on a CPU and 8 on a GPU.
         scores: keep per-pixel probabilities in the results.
+        threshold: the lowest score of the objects that are kept; 0 keeps all that the model gives, as metrics need.
+        keep: names of the classes whose objects are kept; None keeps all.
+        most: how many objects of a picture are kept, the surest ones. The model gives that many too where its own
+            limit is lower; the limit of the model that was handed in stays. None leaves it at that limit.
 
     Raises:
-        KirieError: when there is no such device, or the batch size is below 1.
+        KirieError: when there is no such device, the batch size is below 1, a class is unknown, or objects are chosen
+            of a model that gives none.
     """
 
     def __init__(
@@ -41,13 +49,20 @@ class Predictor:
         device: str = "auto",
         batch_size: int | None = None,
         scores: bool = False,
+        threshold: float = 0.0,
+        keep: Sequence[str] | None = None,
+        most: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise KirieError(f"A batch holds at least 1 picture, got a batch size of {batch_size}.")
+        _check_choice(model, threshold=threshold, keep=keep, most=most)
         self.device = pick_device(device)
+        self.threshold, self.keep, self.most = threshold, keep, most
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         self.scores = scores
+        if most is not None:
+            self.model = _giving(self.model, most)
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Picture]) -> list[Any]:
@@ -77,7 +92,12 @@ class Predictor:
             images = images.permute(0, 3, 1, 2).float().div_(255)  # (B, C, h, w), channels last in memory
             raw = self.model(images)
             results: list[Any] = self.model.decode(raw, [(height, width)] * len(pictures), scores=self.scores)
-        return results
+        return [self._chosen(result) for result in results]
+
+    def _chosen(self, result: Any) -> Any:
+        if not isinstance(result, Instances):
+            return result
+        return select(result, threshold=self.threshold, classes=self.keep, most=self.most)
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:
         """Results one after another, in order, for any number of pictures; holds one batch at a time."""
@@ -85,7 +105,16 @@ class Predictor:
             yield from self(batch)
 
 
-def predict(model: SegmentationModel, images: Any, *, device: str = "auto", scores: bool = False) -> Any:
+def predict(
+    model: SegmentationModel,
+    images: Any,
+    *,
+    device: str = "auto",
+    scores: bool = False,
+    threshold: float | None = None,
+    keep: Sequence[str] | None = None,
+    most: int | None = None,
+) -> Any:
     """What a model sees in a picture, or in each of several.
 
     Args:
@@ -94,14 +123,58 @@ def predict(model: SegmentationModel, images: Any, *, device: str = "auto", scor
             one result comes back. A list or tuple of them: a list of results in the same order.
         device: "auto", "cpu", "cuda"...
         scores: keep per-pixel probabilities in the results.
+        threshold: the lowest score of the objects that are kept; None takes the model's own `threshold`, from which on
+            they are worth showing, and 0 keeps all. This and the next two are for models that find objects.
+        keep: names of the classes whose objects are kept; None keeps all.
+        most: how many objects of a picture are kept, the surest ones; None leaves it at the model's own limit.
 
     Raises:
-        KirieError: when a picture cannot be read or has another number of channels than the model.
+        KirieError: when a picture cannot be read or has another number of channels than the model, a class is unknown,
+            or objects are chosen of a model that gives none.
     """
-    predictor = Predictor(model, device=device, scores=scores)
+    predictor = shown_predictor(model, device=device, scores=scores, threshold=threshold, keep=keep, most=most)
     if isinstance(images, list | tuple):
         return list(predictor.stream(as_picture(image, model.in_channels) for image in images))
     return predictor([as_picture(images, model.in_channels)])[0]
+
+
+def shown_predictor(model: SegmentationModel, *, threshold: float | None = None, **settings: Any) -> Predictor:
+    """A `Predictor` of these settings for results that a person looks at.
+
+    Args:
+        model: the model.
+        threshold: the lowest score that is kept; None takes the model's own `threshold`, if it finds objects.
+        settings: as `Predictor` takes them.
+    """
+    own = model.threshold if isinstance(model, InstanceModel) else 0.0
+    return Predictor(model, threshold=own if threshold is None else threshold, **settings)
+
+
+def _check_choice(
+    model: SegmentationModel,
+    *,
+    threshold: float = 0.0,
+    keep: Sequence[str] | None = None,
+    most: int | None = None,
+) -> None:
+    """Raises a KirieError when objects cannot be chosen so, as the model gives none or does not know a class."""
+    if model.task == "instance":
+        check_selection(model.classes, threshold=threshold, classes=keep, most=most)
+    elif threshold or keep is not None or most is not None:
+        raise KirieError(
+            f"This model, for task {model.task!r}, finds no objects to choose by score, class or number. Leave "
+            "threshold, classes and the most objects out, or use an instance model."
+        )
+
+
+def _giving(model: SegmentationModel, most: int) -> SegmentationModel:
+    """The model with a limit of at least `most` objects; another one, of the same weights, where it has to rise."""
+    limit = getattr(model, "max_detections", most)
+    if limit >= most:
+        return model
+    more = copy.copy(model)  # parts and weights are shared, only the limit is its own
+    more.max_detections = most  # type: ignore[assignment]
+    return more
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from kirie.classes import Classes
 from kirie.data.layouts import list_pictures
-from kirie.drawing import draw
 from kirie.errors import KirieError
-from kirie.files import whole_file, write_picture
+from kirie.prediction.kinds import KINDS, USUAL, check_kinds
+from kirie.prediction.naming import file_names, image_numbers, table_names
 from kirie.prediction.pictures import Picture
 from kirie.prediction.predictor import Predictor, in_batches, read_ahead
+from kirie.prediction.writers import Predicted, Run
 from kirie.progress import tracked
 from kirie.reading.images import IMAGE_SUFFIXES, read_image
-from kirie.results import SemanticMap
 
 
 @dataclass(frozen=True)
@@ -80,70 +75,99 @@ def _whereabouts(path: Path) -> Path:
 
 
 def predict_files(
-    predictor: Predictor, inputs: Sequence[str | Path], out: str | Path, *, kinds: Sequence[str] = ("labels", "overlay")
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    kinds: Sequence[str] | None = None,
+    images: str | Path | None = None,
 ) -> Iterator[Outcome]:
     """Predicts picture files into a folder, in their order and in batches; a bad file is told and the rest go on.
+
+    Files about all pictures (tables, COCO results) are put in place when the last picture is done; a run that is broken
+    off leaves none of them.
 
     Args:
         predictor: the model, ready to run; with `scores=True` when "scores" is among the kinds.
         inputs: files, folders and glob patterns.
         out: the folder to write to; made when missing.
-        kinds: rows of `WRITERS`.
+        kinds: rows of `KINDS`; None takes those that are usual for the model's task.
+        images: a COCO file that says the `image_id` of each picture, for "coco". Without it the ids are the numbers in
+            the file names where each is a number of its own, as COCO's are, and otherwise count from 1.
 
     Returns:
         an iterator over what became of each picture; pictures are predicted as it is walked through.
 
     Raises:
-        KirieError: at once, before anything is written, when an input means nothing, a kind is unknown, `out` is a
-            file, or a result would replace a picture.
+        KirieError: at once, before anything is written, when an input means nothing, a kind is unknown or does not
+            serve the model's task, `out` is a file, or a result would replace a picture or another result.
     """
-    out = Path(out)
-    check_kinds(kinds)
+    out, task = Path(out), predictor.model.task
+    kinds = USUAL[task] if kinds is None else kinds
+    check_kinds(kinds, task)
     if "scores" in kinds and not predictor.scores:
         raise KirieError("Saving scores needs a predictor that keeps them: Predictor(model, scores=True).")
     if out.exists() and not out.is_dir():
         raise KirieError(f"{out} is a file; results need a folder, which is made when it is missing.")
     paths = find_images(inputs)
-    names = _names(paths)
-    pictures = {_whereabouts(path) for path in paths}
-    for path, name in zip(paths, names, strict=True):
-        for target in (out / f"{name}{ENDINGS[kind]}" for kind in kinds):
-            if _whereabouts(target) in pictures:
-                raise KirieError(f"The result of {path} would replace the picture {target}; choose another folder.")
-    return _outcomes(predictor, paths, names, out, kinds)
+    facts = zip(paths, file_names(paths), table_names(paths), image_numbers(paths, images), strict=True)
+    files = [_File(*each) for each in facts]
+    _check_targets(files, out, kinds)
+    return _outcomes(predictor, files, out, kinds)
 
 
-def check_kinds(kinds: Sequence[str]) -> None:
-    """Raises a KirieError when there are no kinds to save, or one is no row of `WRITERS`."""
-    unknown = [kind for kind in kinds if kind not in WRITERS]
-    if unknown or not kinds:
-        raise KirieError(f"Results can be saved as {', '.join(WRITERS)}; got {', '.join(unknown) or 'nothing'}.")
+class _File(NamedTuple):
+    """A picture to predict; see `Predicted`."""
+
+    path: Path
+    name: str
+    title: str
+    number: int
 
 
-def _outcomes(
-    predictor: Predictor, paths: Sequence[Path], names: Sequence[str], out: Path, kinds: Sequence[str]
-) -> Iterator[Outcome]:
+def _check_targets(files: Sequence[_File], out: Path, kinds: Sequence[str]) -> None:
+    """Raises a KirieError where a result would replace a picture, or that of another picture."""
+    pictures = {_whereabouts(file.path) for file in files}
+    occupied = pictures | {picture.parent for picture in pictures}
+    taken: dict[str, str] = {}
+    for file in files:
+        for pattern in (pattern for kind in kinds for pattern in KINDS[kind].files):
+            target = out / pattern.format(name=file.name)
+            if _whereabouts(target) in occupied:
+                raise KirieError(
+                    f"The result of {file.path} would replace the picture {target}; choose another folder."
+                )
+            if taken.setdefault(target.name.casefold(), pattern) != pattern:
+                raise KirieError(f"Two results would be written to {target}; predict these pictures one by one.")
+
+
+def _outcomes(predictor: Predictor, files: Sequence[_File], out: Path, kinds: Sequence[str]) -> Iterator[Outcome]:
+    model = predictor.model
+
     def read(index: int) -> Picture | KirieError:
         try:
-            return read_image(paths[index], predictor.model.in_channels)
+            return read_image(files[index].path, model.in_channels)
         except KirieError as error:
             return error
 
-    pictures = tracked(read_ahead(read, len(paths)), "predicting", len(paths))
-    for batch in in_batches(zip(paths, names, pictures, strict=True), predictor.batch_size):
-        results = iter(_results(predictor, [p for _, _, p in batch if not isinstance(p, KirieError)]))
-        for path, name, picture in batch:
-            result = picture if isinstance(picture, KirieError) else next(results)
-            written: list[Path] = []
-            try:
-                if isinstance(picture, KirieError) or isinstance(result, KirieError):
-                    raise result
-                for kind in kinds:
-                    written.append(WRITERS[kind](out, name, result, picture))
-            except KirieError as error:
-                yield Outcome(path, tuple(written), str(error))
-            else:
-                yield Outcome(path, tuple(written))
+    run = Run(out, model.classes, model.in_channels)
+    pictures = tracked(read_ahead(read, len(files)), "predicting", len(files))
+    with ExitStack() as stack:
+        writers = [stack.enter_context(KINDS[kind].opened(run)) for kind in dict.fromkeys(kinds)]
+        for batch in in_batches(zip(files, pictures, strict=True), predictor.batch_size):
+            results = iter(_results(predictor, [p for _, p in batch if not isinstance(p, KirieError)]))
+            for file, picture in batch:
+                result = picture if isinstance(picture, KirieError) else next(results)
+                written: list[Path] = []
+                try:
+                    if isinstance(picture, KirieError) or isinstance(result, KirieError):
+                        raise result
+                    for write in writers:
+                        written += write(Predicted(*file, picture, result))
+                except KirieError as error:
+                    yield Outcome(file.path, tuple(written), str(error))
+                else:
+                    yield Outcome(file.path, tuple(written))
 
 
 def _results(predictor: Predictor, pictures: Sequence[Picture]) -> list[Any]:
@@ -154,65 +178,3 @@ def _results(predictor: Predictor, pictures: Sequence[Picture]) -> list[Any]:
         if len(pictures) == 1:
             return [error]
     return [result for picture in pictures for result in _results(predictor, [picture])]
-
-
-def save_labels(out: Path, name: str, result: SemanticMap, picture: Picture) -> Path:
-    """Writes `NAME.png`: the class ids that the data set's own files use, with the class colours as palette.
-
-    8 bits where all ids of the classes fit, else 16 bits without colours.
-    """
-    ids = result.classes.to_file_ids(result.labels)
-    path = out / f"{name}{ENDINGS['labels']}"
-    if max(*result.classes.ids, int(ids.max())) > 255:
-        image = Image.fromarray(ids)
-    else:
-        image = Image.fromarray(ids.astype(np.uint8))
-        image.putpalette(_palette(result.classes).tobytes())
-    write_picture(path, image)
-    return path
-
-
-def save_overlay(out: Path, name: str, result: Any, picture: Picture) -> Path:
-    """Writes `NAME_overlay.jpg`: the result drawn over its picture, with the names of its classes."""
-    path = out / f"{name}{ENDINGS['overlay']}"
-    write_picture(path, draw(result, picture, legend=True), quality=92)
-    return path
-
-
-def save_scores(out: Path, name: str, result: SemanticMap, picture: Picture) -> Path:
-    """Writes `NAME_scores.npz`: `scores` (K, H, W) float16 probabilities and `classes`, the K names."""
-    if result.scores is None:
-        raise KirieError("The result has no scores; run the predictor with scores=True.")
-    path = out / f"{name}{ENDINGS['scores']}"
-    with whole_file(path) as stand_in:
-        np.savez_compressed(stand_in, scores=result.scores.astype(np.float16), classes=np.array(result.classes.names))
-    return path
-
-
-WRITERS: dict[str, Callable[[Path, str, Any, Picture], Path]] = {
-    "labels": save_labels,
-    "overlay": save_overlay,
-    "scores": save_scores,
-}
-ENDINGS = {"labels": ".png", "overlay": "_overlay.jpg", "scores": "_scores.npz"}  # of what each of them writes
-
-
-def _palette(classes: Classes) -> npt.NDArray[np.uint8]:
-    """RGB colours (256, 3) by file id; light grey where an id is no class."""
-    colors = np.full((256, 3), 200, np.uint8)
-    colors[list(classes.ids)] = classes.colors
-    return colors
-
-
-def _names(paths: Sequence[Path]) -> list[str]:
-    """A name for each picture's results: its stem; with its folder, ending or a number where stems repeat."""
-    taken: set[str] = set()
-    names = []
-    for path in paths:
-        plain = (path.stem, f"{path.parent.name}_{path.stem}", f"{path.stem}_{path.suffix[1:]}")
-        numbered = (f"{path.stem}_{number}" for number in itertools.count(2))
-        # Some file systems hold A.png and a.png for one file.
-        name = next(c for c in itertools.chain(plain, numbered) if c.casefold() not in taken)
-        taken.add(name.casefold())
-        names.append(name)
-    return names

@@ -41,6 +41,7 @@ __all__ = [
     "palette_colors",
     "read_image",
     "read_label_file",
+    "read_numbers",
 ]
 
 Pixels = npt.NDArray[Any]
@@ -67,6 +68,19 @@ def read_image(path: str | Path, channels: int = 3) -> npt.NDArray[np.uint8]:
         pixels, is_color = _decode(path, file, facts, alpha=channels == 4)
     if pixels.dtype != np.uint8:
         pixels = stretch(pixels, is_color, has_alpha=facts.format == "PNG")
+    return np.ascontiguousarray(with_channels(path, pixels, channels, is_color))
+
+
+def read_numbers(path: str | Path, channels: int = 3) -> Pixels:
+    """The picture in a file as `read_image` gives it, but (H, W, channels) in the file's own numbers, to measure with.
+
+    Raises:
+        KirieError: as `read_image`.
+    """
+    with opened(path) as file:
+        pixels, is_color = _decode(path, file, read_facts(path, file), alpha=channels == 4)
+    if pixels.dtype not in (np.uint8, np.uint16):
+        pixels = pixels.astype(np.float32)
     return np.ascontiguousarray(with_channels(path, pixels, channels, is_color))
 
 
@@ -272,21 +286,19 @@ def _scaled(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDA
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
-def with_channels(
-    path: str | Path, pixels: npt.NDArray[np.uint8], channels: int, is_color: bool
-) -> npt.NDArray[np.uint8]:
+def with_channels(path: str | Path, pixels: Pixels, channels: int, is_color: bool) -> Pixels:
     """Pixels (H, W) or (H, W, C) as (H, W, channels)."""
     planes = pixels[..., None] if pixels.ndim == 2 else pixels
     count = planes.shape[2]
     if count == channels:
         return planes
     if channels == 1 and is_color:
-        return np.asarray(cv2.cvtColor(np.ascontiguousarray(planes[..., :3]), cv2.COLOR_RGB2GRAY), np.uint8)[..., None]
+        return np.asarray(cv2.cvtColor(np.ascontiguousarray(planes[..., :3]), cv2.COLOR_RGB2GRAY))[..., None]
     if channels == 3 and is_color:
         return planes[..., :3]
     if channels in (3, 4) and (count == 1 or is_color):
         rgb = np.repeat(planes, 3, axis=2) if count == 1 else planes[..., :3]
-        solid = np.full((*rgb.shape[:2], 1), 255, np.uint8)
+        solid = np.full((*rgb.shape[:2], 1), 255, rgb.dtype)
         return rgb if channels == 3 else np.concatenate([rgb, solid], axis=2)
     raise KirieError(
         f"{path} has {count} channel{'s' if count > 1 else ''} but {channels} are asked for; use a TIFF with "

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from kirie.classes import Classes
-from kirie.criterion import build_loss
+from kirie.criterion import USUAL_LOSS, build_loss
 from kirie.data import open_dataset
 from kirie.data.batch import AugmentedSamples, BatchPlan, TrainingLoader
 from kirie.data.dataset import Dataset
@@ -181,7 +181,14 @@ def _trainer(recipe: Recipe, folder: Path, device: str, resume: bool) -> Trainer
     model.inputs = InputFacts(recipe.data.short_side, settings.patch)
     if isinstance(model, SemanticModel):
         factors = _class_weights(settings, training, model.classes)
-        model.criterion = build_loss(settings.loss, void=model.classes.void, weight=factors)
+        model.criterion = build_loss(
+            USUAL_LOSS if settings.loss is None else settings.loss, void=model.classes.void, weight=factors
+        )
+    elif settings.loss is not None or settings.class_weights is not None:
+        raise KirieError(
+            f"train.loss and train.class_weights are for semantic models; {start.name} has losses of its own: leave "
+            "both out."
+        )
     if settings.layer_decay != 1 and len(model.levels()) == 1:
         raise KirieError(
             f"train.layer_decay is {settings.layer_decay}, but this {recipe.model.name} has no levels to tell apart: "

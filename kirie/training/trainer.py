@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, gather_object
 
 from kirie.data.batch import Batch, TrainingLoader
 from kirie.data.dataset import Dataset
 from kirie.errors import KirieError
+from kirie.metrics.report import Metric
 from kirie.models.contract import SegmentationModel
 from kirie.models.device import memory_for
 from kirie.models.file import save
@@ -208,7 +209,7 @@ class Trainer:
             statistics.copy_(broadcast(statistics))
         predictor = Predictor(measured, device=str(self.accelerator.device))
         share = (self.accelerator.process_index, self.accelerator.num_processes)
-        report = measure(predictor, self.validation, share=share, merge=self._sum_over_processes).report
+        report = measure(predictor, self.validation, share=share, gather=self._of_processes).report
         row = {f"val_{name}": value for name, value in report.history_row().items()}
         standing, score = self.standing, report.score
         better = not math.isnan(score) and (standing.best is None or score > standing.best)
@@ -223,9 +224,10 @@ class Trainer:
         measured.to(memory_format=self.layout)  # a predictor lays the weights out in its own way
         return row
 
-    def _sum_over_processes(self, table: Any) -> Any:
-        total = self.accelerator.reduce(torch.from_numpy(table).to(self.accelerator.device), "sum")
-        return total.cpu().numpy()
+    def _of_processes(self, metric: Metric) -> list[Metric]:
+        """What each process has measured, in their order."""
+        gathered: list[Metric] = gather_object([metric])
+        return gathered
 
     def _close_epoch(self, row: dict[str, float]) -> None:
         standing, patience = self.standing, self.settings.patience

@@ -1,8 +1,8 @@
-"""Checkpoints of torchvision.models.segmentation: DeepLabV3, FCN and LR-ASPP (code: BSD-3-Clause).
+"""Checkpoints of torchvision: DeepLabV3, FCN, LR-ASPP and Mask R-CNN (code: BSD-3-Clause).
 
-Written from the tensor names of the releases: `backbone.` (a ResNet, or the row of a MobileNetV3's blocks),
-`classifier.`, and `aux_classifier.` where there is an auxiliary head. Networks of torchvision for other tasks are
-recognised too, so that they can be refused with the reason.
+Written from the tensor names of the releases in torchvision.models.segmentation: `backbone.` (a ResNet, or the row of a
+MobileNetV3's blocks), `classifier.`, and `aux_classifier.` where there is an auxiliary head. Mask R-CNN has a module of
+its own. Networks of torchvision for other tasks are recognised too, so that they can be refused with the reason.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kirie.class_lists import VOC
 from kirie.errors import KirieError
+from kirie.weights import mask_rcnn_torchvision
 from kirie.weights.structure import aspp, axis, block_place, count, known_classes, resnet
 from kirie.weights.translation import Translation
 
@@ -38,11 +39,13 @@ def recognises(state: Mapping[str, object]) -> bool:
 
 
 def translate(state: Mapping[str, Tensor]) -> Translation:
-    """The DeepLabV3, FCN or LR-ASPP of a state dict in this layout, at any depth, channel and class count.
+    """The network of a state dict in this layout, at any depth, channel and class count.
 
     Raises:
         KirieError: when the network is for another task, its backbone is unknown, or an entry is unknown or no tensor.
     """
+    if mask_rcnn_torchvision.recognises(state):
+        return mask_rcnn_torchvision.translate(state)
     other = _other_task(state)
     if other is not None:
         raise KirieError(other)
@@ -92,8 +95,9 @@ def _other_task(state: Mapping[str, object]) -> str | None:
         )
     if any(name.startswith("backbone.body.") for name in state):
         return (
-            "It is a network of torchvision that detects objects (Faster R-CNN, Mask R-CNN, RetinaNet, ...), which is "
-            "not read; take one of torchvision.models.segmentation."
+            "It is a network of torchvision that detects objects without masks (Faster R-CNN, RetinaNet, ...), or a "
+            "Mask R-CNN on a backbone that is no ResNet, which is not read; take maskrcnn_resnet50_fpn or its second "
+            "version, or one of torchvision.models.segmentation."
         )
     return None
 

@@ -141,8 +141,9 @@ def _changed(translation: Translation, given: Mapping[str, Any]) -> Translation:
     classes = translation.classes
     if "classes" in given:
         count = classes if isinstance(classes, int) else len(classes)
-        classes = _classes(arguments.pop("classes"), count)
-        if count == 1:
+        binary = count == 1 and model_class(translation.architecture).task == "semantic"
+        classes = _classes(arguments.pop("classes"), 2 if binary else count)
+        if binary:
             arguments["binary"] = True  # one logit for two classes
     return replace(translation, arguments=arguments, classes=classes, assumed=assumed)
 
@@ -158,8 +159,8 @@ def _classes(given: Any, count: int) -> Classes:
         raise KirieError(
             f"classes must be a list of names or one of {', '.join(sorted(lists))}, in any case, got {given!r:.80}."
         )
-    if len(classes) != max(count, 2):
-        raise KirieError(f"The checkpoint tells {max(count, 2)} classes apart, got {len(classes)} names.")
+    if len(classes) != count:
+        raise KirieError(f"The checkpoint tells {count} classes apart, got {len(classes)} names.")
     return classes
 
 

@@ -133,10 +133,14 @@ _TORCHVISION_LICENCE = (
     "published with BSD-3-Clause code and without terms of their own; torchvision says that weights may be bound by "
     "the terms of their training data (here COCO)"
 )
+_DETECTRON2_LICENCE = (
+    "Creative Commons Attribution-ShareAlike 3.0 (CC BY-SA 3.0), as Detectron2's MODEL_ZOO.md says; trained on COCO"
+)
 _NVIDIA_LICENCE = "NVIDIA Source Code License for SegFormer: research and evaluation only, no commercial use"
 _VOC_LICENCE = "MIT repository, no statement on the weights; trained on Pascal VOC and SBD"
 _CITYSCAPES_LICENCE = "MIT repository, no statement on the weights; trained on Cityscapes (data for non-commercial use)"
 _ADE_LICENCE = "MIT repository, no statement on the weights; trained on ADE20K (pictures for research and education)"
+_YOLACT_LICENCE = "MIT repository, no statement on the weights; trained on COCO"
 _GPL_LICENCE = "published with a GPL-3.0 repository, no statement on the weights"
 
 
@@ -160,6 +164,62 @@ def _torchvision(file: str, architecture: str, encoder: str, score: float) -> Re
         licence=_TORCHVISION_LICENCE,
         short_side=520,
         patch=(480, 480),
+    )
+
+
+def _torchvision_mask_rcnn(file: str, score: float, *, norm: bool) -> Release:
+    stem, _, digits = file.removesuffix(".pth").rpartition("-")
+    return Release(
+        publisher="torchvision",
+        architecture="mask_rcnn",
+        form={"encoder": "resnet50", "norm": norm},
+        file=file,
+        page="https://docs.pytorch.org/vision/stable/models/generated/torchvision.models.detection."
+        f"{stem.removesuffix('_coco')}.html",
+        url=f"https://download.pytorch.org/models/{file}",
+        sha256=digits,
+        count=80,
+        classes="COCO",
+        data="COCO",
+        score=score,
+        metric="mask AP on COCO val2017",
+        source="torchvision.models.detection, weights COCO_V1",
+        licence=_TORCHVISION_LICENCE,
+        short_side=800,
+        long_side=1333,
+        # The first release's frozen batch norm learned with nothing added to the variance.
+        arguments={"anchor_sizes": (32, 64, 128, 256, 512), "anchor_ratios": (0.5, 1.0, 2.0)}
+        | ({} if norm else {"encoder_options": {"frozen_norm": True, "norm_eps": 0.0}}),
+    )
+
+
+def _detectron2_mask_rcnn(config: str, folder: int, digits: str, encoder: str, score: float) -> Release:
+    divided = encoder.startswith("resnext")  # ResNeXts divide by the deviation and have the stride in the 3 x 3
+    deviation = (58.395, 57.12, 57.375) if divided else (1.0, 1.0, 1.0)
+    return Release(
+        publisher="detectron2",
+        architecture="mask_rcnn",
+        form={"encoder": encoder},
+        file=f"model_final_{digits}.pkl",
+        page="https://github.com/facebookresearch/detectron2/blob/main/MODEL_ZOO.md",
+        url="https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation/"
+        f"mask_rcnn_{config}/{folder}/model_final_{digits}.pkl",
+        count=80,
+        classes="COCO",
+        data="COCO",
+        score=score,
+        metric="mask AP on COCO val2017",
+        source="MODEL_ZOO.md of detectron2",
+        licence=_DETECTRON2_LICENCE,
+        short_side=800,
+        long_side=1333,
+        arguments={
+            "encoder_options": {"frozen_norm": True, "stride_first": not divided},
+            "mean": tuple(value / 255 for value in (123.675, 116.28, 103.53)),
+            "std": tuple(value / 255 for value in deviation),
+            "anchor_sizes": (32, 64, 128, 256, 512),
+            "anchor_ratios": (0.5, 1.0, 2.0),
+        },
     )
 
 
@@ -272,6 +332,24 @@ def _milesial(tag: str, file: str, **more: Any) -> Release:
     )
 
 
+def _yolact(name: str, encoder: str, score: float, input_size: int = 550) -> Release:
+    return Release(
+        publisher="yolact",
+        architecture="yolact",
+        form={"encoder": encoder},
+        file=f"yolact_{name}_54_800000.pth",
+        page="https://github.com/dbolya/yolact",
+        count=80,
+        classes="COCO",
+        data="COCO",
+        score=score,
+        metric="mask AP on COCO test-dev",
+        source="README of dbolya/yolact",
+        licence=_YOLACT_LICENCE,
+        arguments={"input_size": input_size, "scales": None},
+    )
+
+
 RELEASES: dict[str, Release] = {
     "torchvision/deeplabv3_resnet50": _torchvision(
         "deeplabv3_resnet50_coco-cd0a2569.pth", "deeplabv3", "resnet50", 66.4
@@ -286,6 +364,18 @@ RELEASES: dict[str, Release] = {
     "torchvision/fcn_resnet101": _torchvision("fcn_resnet101_coco-7ecb50ca.pth", "fcn", "resnet101", 63.7),
     "torchvision/lraspp_mobilenet_v3_large": _torchvision(
         "lraspp_mobilenet_v3_large-d234d4ea.pth", "lraspp", "mobilenetv3_large_100", 57.9
+    ),
+    "torchvision/maskrcnn_resnet50_fpn": _torchvision_mask_rcnn(
+        "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", 34.6, norm=False
+    ),
+    "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_mask_rcnn(
+        "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", 41.8, norm=True
+    ),
+    "detectron2/mask-rcnn-r50-fpn-1x": _detectron2_mask_rcnn("R_50_FPN_1x", 137260431, "a54504", "resnet50", 35.2),
+    "detectron2/mask-rcnn-r50-fpn-3x": _detectron2_mask_rcnn("R_50_FPN_3x", 137849600, "f10217", "resnet50", 37.2),
+    "detectron2/mask-rcnn-r101-fpn-3x": _detectron2_mask_rcnn("R_101_FPN_3x", 138205316, "a3ec72", "resnet101", 38.6),
+    "detectron2/mask-rcnn-x101-fpn-3x": _detectron2_mask_rcnn(
+        "X_101_32x8d_FPN_3x", 139653917, "2d9806", "resnext101_32x8d", 39.5
     ),
     "nvidia/segformer-b0-ade20k": _segformer("b0", "ade-512-512", 37.4),
     "nvidia/segformer-b1-ade20k": _segformer("b1", "ade-512-512", 42.2),
@@ -342,4 +432,8 @@ RELEASES: dict[str, Release] = {
         note="trained on pictures at half their size, which for Carvana's is a shorter side of 640",
     ),
     "milesial/unet-carvana": _milesial("v3.0", "unet_carvana_scale1.0_epoch2.pth"),
+    "yolact/resnet50": _yolact("resnet50", "resnet50", 28.2),
+    "yolact/darknet53": _yolact("darknet53", "darknet53", 28.7),
+    "yolact/base": _yolact("base", "resnet101", 29.8),
+    "yolact/im700": _yolact("im700", "resnet101", 31.2, 700),
 }

@@ -57,10 +57,10 @@ def axis(state: Mapping[str, object], name: str, index: int, *, axes: int = 4) -
     return int(tensor.shape[index])
 
 
-def count(state: Mapping[str, object], name: str) -> int:
-    """How many entries there are of a name with `{}` for a number, from 0 on without gaps."""
+def count(state: Mapping[str, object], name: str, *, first: int = 0) -> int:
+    """How many entries there are of a name with `{}` for a number, from `first` on without gaps."""
     found = 0
-    while name.format(found) in state:
+    while name.format(first + found) in state:
         found += 1
     return found
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from kirie.drawing.curves import confusion_figure
+from kirie.drawing.mistakes import Mark
 from kirie.drawing.report import PictureRow, ReportContent, ReportFigure, report_html, write_report
 from kirie.errors import KirieError
 
@@ -135,11 +136,13 @@ def test_a_report_of_nothing_but_a_title_is_a_page():
     assert "<h2>" not in text
 
 
-def test_the_colours_of_errors_are_explained_for_as_many_classes_as_there_are():
-    two = report_html(content())
-    assert "true but not predicted" in two and "wrong class" not in two
-    rows = tuple((name, 0.5, 0.5, 1) for name in "abc")
-    assert "wrong class" in report_html(content(rows=rows, colors=()))
+def test_the_marks_of_errors_are_explained_where_errors_are_shown():
+    marks = (Mark((1, 2, 3), "dashes", "missed <i>"), Mark((4, 5, 6), "area", "false"))
+    page = report_html(content(marks=marks, marks_note="Crowds are <b>hatched</b>."))
+    assert '<i class="mark dashes" style="--mark:rgb(1,2,3)"></i>missed &lt;i&gt;' in page
+    assert "Crowds are &lt;b&gt;hatched" in page and page.count("mark area") == 1
+    assert not Page(page).open
+    assert "mark dashes" not in report_html(content(marks=marks, worst=()))
 
 
 def test_a_png_may_be_given_as_bytes_and_a_broken_letter_is_no_error():

@@ -15,6 +15,14 @@ SMALL = {  # arguments that make each architecture quick
     "fcn": {"encoder": "test_efficientnet"},
     "hrnet": {"width": 6, "blocks": 1, "modules": (1, 1, 1), "layer1": (8, 1)},
     "lraspp": {"encoder": "test_efficientnet", "width": 16},
+    "mask_rcnn": {
+        "encoder": "test_efficientnet",
+        "channels": 16,
+        "box_width": 16,
+        "mask_convs": 1,
+        "mask_width": 16,
+        "anchor_sizes": (8, 16, 32, 64, 128),
+    },
     "pspnet": {"encoder": "test_efficientnet", "width": 16, "bins": (1, 2)},
     "segformer": {
         "widths": (8, 16, 40, 32),
@@ -23,7 +31,26 @@ SMALL = {  # arguments that make each architecture quick
         "decoder_width": 16,
     },
     "semantic_fpn": {"encoder": "test_efficientnet", "channels": 16, "width": 16},
+    "solov2": {
+        "encoder": "test_efficientnet",
+        "channels": 16,
+        "grids": (8, 6, 4),
+        "strides": (4, 8, 16),
+        "scale_ranges": ((1, 12), (8, 24), (16, 64)),
+        "width": 16,
+        "depth": 1,
+        "mask_width": 8,
+        "mask_channels": 8,
+        "update_threshold": 0.0,
+    },
     "unet": {"width": 4, "depth": 2},
+    "yolact": {
+        "encoder": "test_efficientnet",
+        "input_size": 64,
+        "scales": (16, 21, 32, 50, 64),
+        "channels": 16,
+        "prototypes": 8,
+    },
 }
 OPTIONS = [  # of a model's own or of its encoder: parts that do not learn, and encoders put together otherwise
     ("deeplabv3", {"output_stride": 16, "encoder_options": {"frozen_stages": 2}}),
@@ -32,10 +59,12 @@ OPTIONS = [  # of a model's own or of its encoder: parts that do not learn, and 
     ("hrnet", {"frozen_norm": True}),
     ("hrnet", {"frozen_stages": 2, "align_corners": True}),
     ("lraspp", {"encoder_options": {"first_blocks": True, "frozen_stages": 2}}),
+    ("mask_rcnn", {"norm": True, "flavour": "torchvision", "box_convs": 1, "encoder_options": {"frozen_norm": True}}),
     ("pspnet", {"align_corners": False, "encoder_options": {"dilate_first": True, "frozen_norm": True}}),
     ("segformer", {"frozen_stages": 2}),
     ("semantic_fpn", {"encoder_options": {"norm_eps": 0.01, "frozen_stages": 3}}),
     ("unet", {"encoder": "test_efficientnet", "depth": 3, "encoder_options": {"frozen_stages": 1}}),
+    ("yolact", {"square": False, "encoder_options": {"frozen_stages": 1}}),
 ]
 RESULTS = {"semantic": SemanticMap, "instance": Instances, "panoptic": PanopticMap}
 

@@ -121,10 +121,13 @@ def test_shares_of_several_processes_add_up():
     predictor, dataset = Predictor(model, device="cpu"), Samples(noisy(7))
     whole = measure(predictor, dataset)
     parts = [measure(predictor, dataset, share=(n, 3)) for n in range(3)]
-    assert [len(p.names) for p in parts] == [3, 2, 2] and parts[1].names == ("p1.png", "p4.png")
-    tables = [p.report.table for p in parts]
-    merged = measure(predictor, dataset, share=(0, 3), merge=lambda table: table + tables[1] + tables[2])
-    assert np.array_equal(sum(tables), whole.report.table) and np.array_equal(merged.report.table, whole.report.table)
+    assert [p.names for p in parts] == [("p0.png", "p1.png"), ("p2.png", "p3.png"), ("p4.png", "p5.png", "p6.png")]
+    collected = []
+    for n in range(3):
+        measure(predictor, dataset, share=(n, 3), gather=lambda metric: collected.append(metric) or [metric])
+    merged = measure(predictor, dataset, share=(0, 3), gather=lambda metric: [metric, *collected[1:]])
+    assert np.array_equal(sum(p.report.table for p in parts), whole.report.table)
+    assert np.array_equal(merged.report.table, whole.report.table)
 
 
 def test_a_broken_picture_stops_it_with_its_name(tmp_path):

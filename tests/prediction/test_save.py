@@ -206,12 +206,29 @@ def test_earlier_results_are_replaced(here):
     assert np.array_equal(np.asarray(Image.open("out/a.png")), truth) and files_in("out") == ["a.png"]
 
 
-@pytest.mark.parametrize("kinds", [["maps"], ["labels", "coco", "Overlay"], []])
+@pytest.mark.parametrize("kinds", [["maps"], ["labels", "gif", "Overlay"], []])
 def test_unknown_kinds(here, kinds):
     picture("a.png")
-    with pytest.raises(KirieError, match="labels, overlay, scores") as caught:
+    with pytest.raises(KirieError, match="labels, overlay, scores, ids, csv, coco, yolo, cutouts;") as caught:
         predict_files(Predictor(colour_unet(), device="cpu"), ["a.png"], "out", kinds=kinds)
     assert all(kind in str(caught.value) for kind in kinds if kind != "labels") and not Path("out").exists()
+
+
+@pytest.mark.parametrize("kind", ["ids", "csv", "coco", "yolo", "cutouts"])
+def test_kinds_of_objects_are_not_for_a_semantic_model(here, kind):
+    picture("a.png")
+    with pytest.raises(KirieError, match=f"'semantic' cannot be saved as {kind}; use labels, overlay, scores"):
+        predict_files(Predictor(colour_unet(), device="cpu"), ["a.png"], "out", kinds=["labels", kind])
+    assert not Path("out").exists()
+
+
+def test_the_usual_kinds(here):
+    picture("a.png")
+    (outcome,) = predict_files(Predictor(colour_unet(), device="cpu"), ["a.png"], "out")
+    assert [w.name for w in outcome.written] == ["a.png", "a_overlay.jpg"] and files_in("out") == [
+        "a.png",
+        "a_overlay.jpg",
+    ]
 
 
 def test_out_that_is_a_file_and_scores_that_are_not_kept(here):
@@ -230,6 +247,8 @@ def test_out_that_is_a_file_and_scores_that_are_not_kept(here):
 
 class Fixed(torch.nn.Module):
     """A model that gives one label map, whatever it sees."""
+
+    task = "semantic"
 
     def __init__(self, labels, classes):
         super().__init__()

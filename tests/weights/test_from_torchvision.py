@@ -184,7 +184,7 @@ def test_files_without_batch_counters_and_of_other_channels_and_classes(tmp_path
     ("resnet50", "classifies whole pictures.*encoder_weights"),
     ("mobilenet_v3_large", "classifies whole pictures"),
     ("efficientnet_b0", "classifies whole pictures"),
-    ("maskrcnn_resnet50_fpn", "detects objects"),
+    ("fasterrcnn_resnet50_fpn", "detects objects without masks"),
     ("retinanet_resnet50_fpn", "detects objects"),
 ])  # fmt: skip
 def test_networks_for_other_tasks_are_refused(name, reason, tmp_path):

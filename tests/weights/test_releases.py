@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import torch
 from tiny import run_cli
-from torchvision.models import get_model_weights, list_models, segmentation
+from torchvision.models import detection, get_model_weights, list_models, segmentation
 
 import kirie
 from kirie import class_lists
@@ -23,6 +23,7 @@ from kirie.weights.load import import_checkpoint
 from kirie.weights.releases import RELEASES, alike, named
 
 TORCHVISION = list_models(module=segmentation)
+MASK_RCNN = list_models(module=detection, include="mask*")
 each_release = pytest.mark.parametrize("name", RELEASES)
 
 
@@ -66,8 +67,18 @@ def test_torchvisions_rows_say_what_torchvision_says(name):
     assert row.short_side == weights.transforms().resize_size[0]
 
 
+@pytest.mark.parametrize("name", MASK_RCNN)
+def test_torchvisions_rows_of_mask_rcnn_say_what_torchvision_says(name):
+    (weights,) = get_model_weights(name)
+    row = RELEASES[f"torchvision/{name}"]
+    assert (row.url, row.score) == (weights.url, weights.meta["_metrics"]["COCO-val2017"]["mask_map"])
+    assert [c for c in weights.meta["categories"][1:] if c != "N/A"] == list(class_lists.COCO.names)
+    assert row.count == len(class_lists.COCO) and row.file.endswith(f"-{row.sha256}.pth")
+
+
 def test_all_of_torchvisions_are_there():
-    assert {name for name in RELEASES if name.startswith("torchvision/")} == {f"torchvision/{n}" for n in TORCHVISION}
+    expected = {f"torchvision/{name}" for name in (*TORCHVISION, *MASK_RCNN)}
+    assert {name for name in RELEASES if name.startswith("torchvision/")} == expected
 
 
 def test_a_mistyped_name_is_met_with_the_nearest():

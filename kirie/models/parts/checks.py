@@ -22,3 +22,14 @@ def check_dropout(value: object, name: str = "dropout") -> None:
     """Raises `KirieError` unless `value` is a probability below 1."""
     if type(value) not in (int, float) or not 0 <= value < 1:  # type: ignore[operator]
         raise KirieError(f"{name} must be a number from 0 to below 1, got {value!r:.80}.")
+
+
+def check_pixels(mean: object, std: object) -> None:
+    """Raises `KirieError` unless each is None or finite numbers, one per channel, those of the deviation above 0."""
+    for name, row in (("mean", mean), ("std", std)):
+        if row is None:
+            continue
+        sound = isinstance(row, list | tuple) and all(type(v) in (int, float) and abs(v) < 1e6 for v in row)
+        if not sound or (name == "std" and min(row, default=1) <= 0):  # type: ignore[call-overload]
+            above = " above 0" if name == "std" else ""
+            raise KirieError(f"{name} must be one number{above} per channel, for images in [0, 1]; got {row!r:.80}.")

@@ -39,6 +39,7 @@ class Encoder(Freezable):
         stride_first: whether bottlenecks halve the size in their first 1 x 1 convolution, as in the ResNets of MSRA and
             Detectron2; otherwise in the 3 x 3 one.
         norm_eps: of batch norm, in place of the architecture's own.
+        leak: slope of leaky ReLUs below 0, in place of the architecture's own (in Darknet 0.1, in timm's 0.01).
         frozen_norm: batch norm keeps the statistics and factors that it has, also in training; for small batches.
         frozen_stages: the first so many stages (feature maps) do not learn, and drop nothing.
         pad_first: whether zeros are put around what comes into an inverted residual, before it is widened, and none
@@ -75,6 +76,7 @@ class Encoder(Freezable):
         dilate_first: bool = False,
         stride_first: bool = False,
         norm_eps: float | None = None,
+        leak: float | None = None,
         frozen_norm: bool = False,
         frozen_stages: int = 0,
         pad_first: bool = False,
@@ -85,7 +87,7 @@ class Encoder(Freezable):
             "dilate_first": dilate_first, "stride_first": stride_first, "frozen_norm": frozen_norm,
             "pad_first": pad_first, "first_blocks": first_blocks,
         }  # fmt: skip
-        _check(in_channels, output_stride, norm_eps, frozen_stages, flags)
+        _check(in_channels, output_stride, {"norm_eps": norm_eps, "leak": leak}, frozen_stages, flags)
         body = _network(name, in_channels, stages, weights, output_stride)
         self.body = body
         self.options: dict[str, Any] | None = None
@@ -99,6 +101,8 @@ class Encoder(Freezable):
             raise KirieError(f"stride_first moves the stride of bottlenecks, of which {name!r} has none.")
         if pad_first and not variants.pad_first(body):
             raise KirieError(f"pad_first moves the padding of inverted residuals, of which {name!r} has none.")
+        if leak is not None and not variants.leak(body, leak):
+            raise KirieError(f"leak is the slope of leaky ReLUs, of which {name!r} has none.")
         if first_blocks:
             self._places = variants.first_blocks(body)
             if not self._places:
@@ -286,7 +290,7 @@ def for_channels(weight: Tensor, own: Tensor, in_channels: int) -> Tensor:
 
 
 OPTIONS = (
-    "dilate_first", "stride_first", "norm_eps", "frozen_norm", "frozen_stages", "pad_first", "first_blocks",
+    "dilate_first", "stride_first", "norm_eps", "leak", "frozen_norm", "frozen_stages", "pad_first", "first_blocks",
 )  # fmt: skip
 
 
@@ -386,13 +390,18 @@ def _check_strides(name: str, strides: list[int], output_stride: int) -> None:
 
 
 def _check(
-    in_channels: object, output_stride: object, norm_eps: object, frozen_stages: object, flags: Mapping[str, object]
+    in_channels: object,
+    output_stride: object,
+    shares: Mapping[str, object],
+    frozen_stages: object,
+    flags: Mapping[str, object],
 ) -> None:
     if output_stride not in (8, 16, 32) or isinstance(output_stride, float):
         raise KirieError(f"output_stride must be 8, 16 or 32, got {output_stride!r:.80}.")
     for name, value in flags.items():
         check_flag(name, value)
-    if norm_eps is not None and not (isinstance(norm_eps, float) and 0 < norm_eps < 1):
-        raise KirieError(f"norm_eps must be a number between 0 and 1, got {norm_eps!r:.80}.")
+    for name, value in shares.items():
+        if value is not None and not (type(value) in (int, float) and 0 <= value < 1):
+            raise KirieError(f"{name} must be a number from 0 to below 1, got {value!r:.80}.")
     check_whole("frozen_stages", frozen_stages, 0)
     check_whole("in_channels", in_channels, 1)

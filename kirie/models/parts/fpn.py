@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kirie.errors import KirieError
+from kirie.models.parts.conv import ConvNorm
 
 
 class FPN(nn.Module):
@@ -22,16 +23,25 @@ class FPN(nn.Module):
         in_channels: of the encoder's maps, finest first; any number of them.
         channels: C of each map of the pyramid.
         extra: how many coarser maps are added, each every second pixel of the one before (Mask R-CNN has one).
+        norm: whether each convolution has batch norm in place of a bias.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int = 256, *, extra: int = 0) -> None:
+    def __init__(self, in_channels: Sequence[int], channels: int = 256, *, extra: int = 0, norm: bool = False) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(before, channels, 1) for before in in_channels)
-        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels)
+
+        def convolution(before: int, kernel: int) -> nn.Module:
+            if norm:
+                return ConvNorm(before, channels, kernel, act=False)
+            return nn.Conv2d(before, channels, kernel, padding=kernel // 2)
+
+        self.laterals = nn.ModuleList(convolution(before, 1) for before in in_channels)
+        self.outputs = nn.ModuleList(convolution(channels, 3) for _ in in_channels)
         self.extra = extra
-        for convolution in (*self.laterals, *self.outputs):
-            nn.init.kaiming_uniform_(convolution.weight, a=1)  # Xavier's, for one side: no ReLU follows
-            nn.init.zeros_(convolution.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_uniform_(module.weight, a=1)  # Xavier's, for one side: no ReLU follows
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """The pyramid (B, C, h_i, w_i), finest first, for maps (B, C_i, h_i, w_i), finest first, then the extra ones.

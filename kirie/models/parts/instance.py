@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from kirie import boxes as box_maths
+from kirie.classes import Classes
+from kirie.errors import KirieError
 from kirie.masks import Masks
 from kirie.models.contract import SegmentationModel
-from kirie.results import Instances
+from kirie.results import Instances, Result
 
 
 class Detections(NamedTuple):
@@ -45,6 +47,42 @@ class InstanceModel(SegmentationModel):
     task = "instance"
     threshold: ClassVar[float] = 0.5
 
+    def __init__(
+        self,
+        in_channels: int,
+        classes: Classes | int,
+        arguments: Mapping[str, Any],
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        if not isinstance(classes, Classes):
+            if type(classes) is not int or classes < 1:
+                raise KirieError(f"classes must be a Classes value or a number above 0, got {classes!r:.80}.")
+            names = ("object",) if classes == 1 else tuple(f"class {index}" for index in range(classes))
+            classes = Classes(names, things=(True,) * classes)
+        super().__init__(in_channels, classes, arguments, mean=mean, std=std)
+
+    def own_truths(self, truths: Sequence[Result], count: int) -> list[Instances]:
+        """The truths of a batch of `count` pictures, checked.
+
+        Raises:
+            KirieError: when there are more or fewer, they are no instances of the model's classes, or differ in size.
+        """
+        found = [truth for truth in truths if isinstance(truth, Instances)]
+        wrong = {type(truth).__name__ for truth in truths if not isinstance(truth, Instances)}
+        if wrong:
+            raise KirieError(f"An instance model learns from Instances truths, got {', '.join(sorted(wrong))}.")
+        if len(found) != count:
+            raise KirieError(f"There must be one truth per picture, got {len(found)} for {count}.")
+        sizes = {truth.size for truth in found}
+        if len(sizes) > 1:
+            raise KirieError(f"The truths of a batch must have one size, got {sorted(sizes)}.")
+        top = max((int(truth.labels.max()) for truth in found if len(truth)), default=0)
+        if top >= len(self.classes):
+            raise KirieError(f"The truths have the class id {top}; the model knows 0..{len(self.classes) - 1}.")
+        return found
+
     @abstractmethod
     def decode_tensors(self, raw: Any, size: Tensor) -> Detections:
         """The objects of one picture, without leaving tensors, so that exports hold the very same steps.
@@ -54,10 +92,14 @@ class InstanceModel(SegmentationModel):
             size: (2,) int64, the H and W for which boxes are wanted.
         """
 
-    @staticmethod
     @abstractmethod
-    def cut(boxes: npt.NDArray[Any], maps: npt.NDArray[Any], seen: tuple[int, int], size: tuple[int, int]) -> Masks:
-        """The masks (N) at `size` (H, W) out of the maps of `Detections`, in NumPy, one at a time."""
+    def cut(
+        self, boxes: npt.NDArray[Any], maps: npt.NDArray[Any], seen: tuple[int, int], size: tuple[int, int]
+    ) -> Masks:
+        """The masks (N) at `size` (H, W) out of the maps of `Detections`, in NumPy, one at a time.
+
+        Of the model it needs the constructor's arguments at most, no weights: one on the meta device serves as well.
+        """
 
     def decode(self, raw: Any, sizes: Sequence[tuple[int, int]], *, scores: bool = False) -> list[Instances]:
         """The objects of each picture at the sizes (H, W) asked for, the highest score first.

@@ -8,6 +8,7 @@ the whole picture (YOLACT, SOLOv2) are enlarged in one way.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,19 @@ from kirie.masks import Crop, Masks
 
 Matrix = npt.NDArray[np.float32]
 
+_BELOW_HALF = float(np.nextafter(np.float32(0.5), np.float32(0)))  # a half is above it, in float32
 
-def resize_matrix(pixels: int, cells: int) -> Matrix:
+_TILE = 2**18  # multiplications; OpenBLAS shares out what takes more among threads
+PACKED = 2**16  # pixels of a crop from which on run lengths are kept in its place
+
+
+def resize_matrix(pixels: int, cells: int, covered: float | None = None) -> Matrix:
     """(pixels, cells): the bilinear resize of `cells` to `pixels` values, outermost ones going on beyond the edge.
 
-    The same as PyTorch's `interpolate(mode="bilinear", align_corners=False)` along one axis.
+    The same as PyTorch's `interpolate(mode="bilinear", align_corners=False)` along one axis. Where the pixels end
+    before the cells do, as after padding, `covered` says how many cells they cover.
     """
-    places = (np.arange(pixels) + 0.5) * (cells / pixels) - 0.5
+    places = (np.arange(pixels) + 0.5) * ((covered or cells) / pixels) - 0.5
     return _taps(places.clip(0, cells - 1), cells)
 
 
@@ -74,14 +81,39 @@ def cut_mask(
     rows, columns = rows[top:bottom], columns[left:right]
     (up, down), (near, far) = _used(rows), _used(columns)
     part = np.ascontiguousarray(cells[up:down, near:far], np.float32)
-    bits = rows[:, up:down] @ part @ columns[:, near:far].T > threshold
+    bits = _product(_product(rows[:, up:down], part), columns[:, near:far].T) > threshold
     return Crop(corner[0] + top, corner[1] + left, bits)
 
 
 def cut_masks(maps: npt.NDArray[Any], rows: Matrix, columns: Matrix, *, threshold: float = 0.5) -> Masks:
-    """Masks of (N, h, w) maps that cover the whole picture, each enlarged by itself; see `cut_mask`."""
+    """Masks of (N, h, w) maps that cover the whole picture, each enlarged by itself; see `cut_mask`.
+
+    Large ones are packed as run lengths at once: many of them as bits may not fit into memory.
+    """
     size = (len(rows), len(columns))
-    return Masks.from_crops((cut_mask(each, rows, columns, threshold=threshold) for each in maps), size)
+    return Masks(size, tuple(_packed(cut_mask(each, rows, columns, threshold=threshold), size) for each in maps))
+
+
+def cut_boxes(
+    maps: npt.NDArray[Any], boxes: npt.NDArray[Any], size: tuple[int, int], *, whole_pixels: bool = False
+) -> Masks:
+    """Masks of (N, h, w) maps of probabilities that each span a box, of pixels with a probability of a half.
+
+    Args:
+        maps: of numbers in [0, 1].
+        boxes: (N, 4) `xyxy` in pixels of the picture.
+        size: (H, W) of the picture.
+        whole_pixels: as in torchvision: maps with a rim of zeros in boxes that are larger by as much, cut off to whole
+            pixels; and the probability must be above a half.
+
+    Large ones are packed as run lengths at once.
+    """
+    if whole_pixels:
+        maps = np.pad(maps, ((0, 0), (1, 1), (1, 1)))
+        boxes = _with_rim(boxes, (maps.shape[1], maps.shape[2]))
+    threshold = 0.5 if whole_pixels else _BELOW_HALF
+    crops = (_cut_box(*each, size, threshold) for each in zip(maps, boxes, strict=True))
+    return Masks(size, tuple(_packed(crop, size) for crop in crops))
 
 
 def shrunk(masks: Masks, size: tuple[int, int]) -> npt.NDArray[np.float32]:
@@ -96,7 +128,61 @@ def shrunk(masks: Masks, size: tuple[int, int]) -> npt.NDArray[np.float32]:
         rows = area_matrix(size[0], masks.size[0], top, top + bits.shape[0])
         columns = area_matrix(size[1], masks.size[1], left, left + bits.shape[1])
         (up, down), (near, far) = _used(rows.T), _used(columns.T)
-        cells[up:down, near:far] = rows[up:down] @ bits.astype(np.float32) @ columns[near:far].T
+        cells[up:down, near:far] = _product(_product(rows[up:down], bits.astype(np.float32)), columns[near:far].T)
+    return out
+
+
+def on_cells(masks: Masks, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """The cells that each mask covers by more than half, or by the most where by none so far; (N, h, w) bool.
+
+    So no mask with a pixel vanishes, however small it is.
+    """
+    out = np.zeros((len(masks), *size), bool)
+    for index, cells in enumerate(out):
+        shares = shrunk(masks[index], size)[0]
+        np.greater(shares, min(0.5, float(shares.max()) * 0.999), out=cells)
+    return out
+
+
+def _with_rim(boxes: npt.NDArray[Any], cells: tuple[int, int]) -> npt.NDArray[np.float64]:
+    """Boxes (N, 4) of whole pixels that maps of `cells` span when boxes were those of maps without their rim."""
+    tall, wide = (count / (count - 2) for count in cells)
+    boxes = boxes.astype(np.float32)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2 * np.float32([wide, tall])
+    first, last = np.trunc(centres - half), np.trunc(centres + half)
+    return np.concatenate([first, np.maximum(last, first) + 1], 1).astype(np.float64)
+
+
+def _cut_box(cells: npt.NDArray[Any], box: npt.NDArray[Any], size: tuple[int, int], threshold: float) -> Crop:
+    left, top, right, bottom = box.tolist()
+    first = max(math.floor(top), 0), max(math.floor(left), 0)
+    last = min(math.ceil(bottom), size[0]), min(math.ceil(right), size[1])
+    if first[0] >= last[0] or first[1] >= last[1] or not (top < bottom and left < right):
+        return Crop(0, 0, np.zeros((0, 0), bool))
+    rows = box_matrix(top, bottom, cells.shape[0], first[0], last[0])
+    columns = box_matrix(left, right, cells.shape[1], first[1], last[1])
+    return cut_mask(cells, rows, columns, corner=first, threshold=threshold)
+
+
+def _packed(crop: Crop, size: tuple[int, int]) -> Crop | bytes:
+    """A crop as it is, or run lengths where it is large."""
+    if crop.bits.size <= PACKED:
+        return crop
+    counts: bytes = Masks(size, (crop,)).rles()[0]["counts"]
+    return counts
+
+
+def _product(a: Matrix, b: Matrix) -> Matrix:
+    """`a @ b` in one thread: threads gain little on such matrices, and lose much where the network's are waiting."""
+    out = np.empty((a.shape[0], b.shape[1]), np.float32)
+    inner = max(a.shape[1], 1)
+    wide = max(1, min(b.shape[1], _TILE // (16 * inner)))
+    tall = max(1, _TILE // (wide * inner))
+    for left in range(0, b.shape[1], wide):
+        right = np.ascontiguousarray(b[:, left : left + wide])
+        for top in range(0, a.shape[0], tall):
+            np.matmul(a[top : top + tall], right, out=out[top : top + tall, left : left + wide])
     return out
 
 

@@ -48,6 +48,14 @@ def stride_first(body: nn.Module) -> bool:
     return found
 
 
+def leak(body: nn.Module, slope: float) -> bool:
+    """Gives all leaky ReLUs a slope below 0; whether there were any."""
+    leaky = [module for module in body.modules() if isinstance(module, nn.LeakyReLU)]
+    for module in leaky:
+        module.negative_slope = slope
+    return bool(leaky)
+
+
 def pad_first(body: nn.Module) -> bool:
     """Moves the zeros around a depthwise convolution to before the 1 x 1 convolution that widens its input.
 

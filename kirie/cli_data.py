@@ -1,0 +1,153 @@
+"""The commands about data sets: inspect, convert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from kirie.errors import KirieError, counted
+from kirie.terminal import json_text
+
+if TYPE_CHECKING:
+    from kirie.data.layouts import FolderSettings
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="The folder of a data set.")]
+FolderChanges = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="ENTRY=VALUE",
+        help="Say how the data's folders are read, as in the data section of a recipe: suffix=_mask, kind=binary.",
+    ),
+]
+DataTask = Annotated[str | None, typer.Option(help="semantic, instance or panoptic; by default what the labels are.")]
+
+
+def inspect(
+    data: Data,
+    task: DataTask = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Where to write the contact sheet (default: DATA_sheet.png).")
+    ] = None,
+    no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    changes: FolderChanges = None,
+) -> None:
+    """Check a data set.
+
+    Tells format, classes, sizes, balance, and every fault of the labels with how to mend it. Ends with exit code 1
+    when there are faults. Options of the folders are set as in a recipe's data section, such as --set suffix=_mask or
+    --set kind=binary.
+    """
+    place = None if no_sheet else sheet or Path(f"{data.resolve().name}_sheet.png")
+    raise typer.Exit(show_inspection(data, task, place, as_json=as_json, settings=typed_settings(data, changes)))
+
+
+def show_inspection(
+    data: Path, task: str | None, sheet: Path | None, *, as_json: bool, settings: FolderSettings | None = None
+) -> int:
+    """Prints what is in a data set and draws its contact sheet; 1 when there are faults, else 0."""
+    from kirie.data import open_dataset
+    from kirie.data.inspect import inspect_dataset, sheet_samples
+    from kirie.drawing import contact_sheet, draw
+    from kirie.files import write_picture
+
+    if sheet is not None and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise KirieError(f"A contact sheet is a .png or .jpg file, got {sheet}.")
+    inspection = inspect_dataset(data, task=task, settings=settings)
+    if not inspection.images and inspection.faults:
+        raise KirieError(inspection.faults[0].what)
+    print(json_text(inspection.to_dict()) if as_json else "\n".join(inspection.lines()))
+    try:
+        samples = [] if sheet is None else sheet_samples(open_dataset(data, task=task, settings=settings))
+    except KirieError:
+        samples = []  # faults too grave to draw anything; they are told above
+    if sheet is not None and samples:
+        pictures = [(s.name, s.image[..., :3], s.truth) for s in samples]
+        cells: list[tuple[str, list[Any]]] = [(name, [image, draw(truth, image)]) for name, image, truth in pictures]
+        write_picture(sheet, contact_sheet(cells))
+        if not as_json:
+            print(f"contact sheet: {sheet}")
+    return 0 if inspection.ok else 1
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="The data set, in any format that kirie reads.")],
+    destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; a new or an empty one.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="FORMAT", help="masks, ids, coco, yolo, voc, cityscapes or ade20k.")
+    ],
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="How to read SRC: semantic, instance or panoptic. By default what its labels are, and for its objects "
+            "where the format holds nothing else."
+        ),
+    ] = None,
+    draw_splits: Annotated[
+        bool,
+        typer.Option("--draw-splits", help="Give SRC the splits that the seed draws, where it has none of its own."),
+    ] = False,
+    polygons: Annotated[
+        bool, typer.Option("--polygons", help="coco: polygons in place of run lengths, for the very same masks.")
+    ] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="Make symbolic links to the pictures of SRC in place of copies.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be converted, in place of stopping.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    changes: FolderChanges = None,
+) -> None:
+    """Write a data set in another format.
+
+    Pictures are copied byte for byte, splits stay as they are. What the new format cannot hold is told, a line each.
+    DST appears when all of it is written; nothing is ever written over. Ends with exit code 1 where pictures were left
+    out by --skip-bad.
+
+    masks: index masks in folders. ids: object ids in folders, with masks beside them for several classes. coco:
+    instances with run lengths. yolo: polygons and data.yaml. voc: class and object masks with lists. cityscapes and
+    ade20k: for classes of theirs.
+    """
+    from dataclasses import asdict
+
+    from kirie.conversion.convert import convert as write
+
+    done = write(
+        source,
+        destination,
+        to,
+        task=task,
+        settings=typed_settings(source, changes),
+        draw_splits=draw_splits,
+        polygons=polygons,
+        link=link,
+        skip_bad=skip_bad,
+    )
+    if as_json:
+        print(json_text({**asdict(done), "path": str(destination), "pictures": done.pictures}))
+    else:
+        splits = ", ".join(f"{split} {count}" for split, count in done.splits.items() if split)
+        what = counted(done.pictures, "picture") + (f" ({splits})" if splits else "")
+        what += f", {counted(done.objects, 'object')}" if done.objects else ""
+        print(f"{what} as {done.title}: {destination}" + (f", {len(done.skipped)} left out" if done.skipped else ""))
+    raise typer.Exit(1 if done.skipped else 0)
+
+
+def typed_settings(
+    data: Path, changes: Sequence[str] | None, settings: FolderSettings | None = None
+) -> FolderSettings | None:
+    """How to read the folders of `data`: these settings, with the changes typed."""
+    if not changes:
+        return settings
+    from dataclasses import asdict
+
+    from kirie.recipe import parse_recipe
+
+    section = {} if settings is None else asdict(settings)
+    entries = [f"data.{change.removeprefix('data.')}" for change in changes]
+    return parse_recipe({"data": {**section, "path": str(data)}}, entries, source="--set").data.folder_settings()

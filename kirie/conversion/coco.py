@@ -1,0 +1,146 @@
+"""COCO instances: `images/SPLIT` and `instances_SPLIT.json` with masks as run lengths or as polygons.
+
+The format is that of https://cocodataset.org/#format-data; `area` and `bbox` are in pixels, ids count from 1.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kirie.classes import Classes
+from kirie.conversion.folders import picture_path
+from kirie.conversion.writer import Entry, Writer
+from kirie.data.dataset import Task
+from kirie.masks import Masks
+from kirie.outlines import outlines
+from kirie.pairs import crowds
+from kirie.results import Instances, Result, to_instances
+
+
+class CocoWriter(Writer):
+    """Annotations are written as they come; only the number of pictures and annotations is kept.
+
+    Masks are run lengths, which hold every mask exactly. Polygons, where they are asked for, run along the edges of
+    pixels, a hole joined to its outline by a bridge; a mask that COCO's filling would not give back from them stays
+    run lengths, and so do crowds, as in COCO's own files.
+    """
+
+    title: ClassVar[str] = "COCO instances"
+    needs_objects: ClassVar[bool] = True
+
+    def __init__(
+        self, root: Path, classes: Classes, task: Task, splits: Sequence[str], *, polygons: bool = False
+    ) -> None:
+        super().__init__(root, classes, task, splits)
+        self.polygons = polygons
+        self.category_ids = classes.ids if min(classes.ids) > 0 else tuple(range(1, len(classes) + 1))
+        self._pictures: dict[str, int] = {}
+        self._annotations: dict[str, int] = {}
+        for split in splits or ("",):
+            self._pictures[split] = self._annotations[split] = 0
+
+    def picture_path(self, entry: Entry) -> str:
+        """In `images`."""
+        return picture_path(entry)
+
+    def write(self, entry: Entry, truth: Result) -> None:
+        """Appends the picture and its annotations to what will be the file of its split."""
+        objects = to_instances(truth)
+        there = objects.masks.areas() > 0
+        self._tell("object without a pixel", "left out", int((~there).sum()))
+        objects = objects[there]
+        self._pictures[entry.split] += 1
+        number = self._pictures[entry.split]
+        height, width = entry.size
+        self._append(
+            entry.split,
+            "images",
+            [{"id": number, "file_name": entry.name + entry.ending, "height": height, "width": width}],
+        )
+        rows = self._rows(objects, number, self._annotations[entry.split] + 1)
+        self._annotations[entry.split] += len(rows)
+        self.objects += len(rows)
+        self._append(entry.split, "annotations", rows)
+
+    def _rows(self, objects: Instances, picture: int, first: int) -> list[dict[str, Any]]:
+        areas = objects.masks.areas() if objects.areas is None else objects.areas
+        crowd = crowds(objects)
+        rows = []
+        for index, box in enumerate(objects.boxes):
+            mask = objects.masks[index]
+            rings = polygons(mask) if self.polygons and not crowd[index] else None
+            rows.append(
+                {
+                    "id": first + index,
+                    "image_id": picture,
+                    "category_id": self.category_ids[objects.labels[index]],
+                    "segmentation": run_lengths(mask) if rings is None else rings,
+                    "area": _number(areas[index]),
+                    "bbox": _bbox(box),
+                    "iscrowd": int(crowd[index]),
+                }
+            )
+            self._tell("mask", "kept as run lengths", int(self.polygons and not crowd[index] and rings is None))
+        return rows
+
+    def _append(self, split: str, part: str, rows: list[dict[str, Any]]) -> None:
+        with self._path(f".{part}_{split}").open("a", encoding="utf-8") as file:
+            for row in rows:
+                file.write(f",\n{json.dumps(row, ensure_ascii=False)}")
+
+    def finish(self) -> None:
+        """Joins the pictures and annotations of each split to its file, with the categories."""
+        rows = zip(self.category_ids, self.classes.names, self.classes.colors, strict=True)
+        categories = [
+            {"id": number, "name": name, "supercategory": name, "color": list(color), "isthing": 1}
+            for number, name, color in rows
+        ]
+        for split in self._pictures:
+            name = f"instances_{split}.json" if split else "instances.json"
+            with self._path(name).open("w", encoding="utf-8") as file:
+                file.write(f'{{"categories": {json.dumps(categories, ensure_ascii=False)}')
+                for part in ("images", "annotations"):
+                    file.write(f',\n"{part}": [')
+                    self._pour(self._path(f".{part}_{split}"), file)
+                    file.write("\n]")
+                file.write("}\n")
+
+    @staticmethod
+    def _pour(rows: Path, file: Any) -> None:
+        """Moves the rows that `_append` wrote into a file, without the comma before the first."""
+        if not rows.exists():
+            return
+        with rows.open(encoding="utf-8") as source:
+            source.read(1)
+            shutil.copyfileobj(source, file)
+        rows.unlink()
+
+
+def run_lengths(mask: Masks) -> dict[str, Any]:
+    """One mask as compressed run lengths in plain JSON."""
+    rle = mask.rles()[0]
+    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
+
+
+def polygons(mask: Masks) -> list[list[int]] | None:
+    """One mask as COCO polygons, a flat ring for each part; None where filling them would not give it back."""
+    rings: list[list[int]] = [ring.ravel().tolist() for ring in outlines(mask.crops()[0])]
+    again = Masks.from_polygons([rings], mask.size)
+    return rings if rings and again.rles() == mask.rles() else None
+
+
+def _bbox(box: npt.NDArray[np.float32]) -> list[int | float]:
+    """Left, top, width and height in the fewest digits that give the float32 edges back."""
+    left, top, right, bottom = (float(str(edge)) for edge in box)
+    return [_number(round(value, 6)) for value in (left, top, right - left, bottom - top)]
+
+
+def _number(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else float(value)

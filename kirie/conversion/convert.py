@@ -1,0 +1,291 @@
+"""From one format of data sets to another: every picture with its truth, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from kirie.conversion import WRITERS, writer_class
+from kirie.conversion.writer import Entry, Writer
+from kirie.data import open_dataset
+from kirie.data.dataset import Dataset
+from kirie.data.layouts import FolderSettings
+from kirie.data.splits import SPLITS
+from kirie.errors import KirieError, counted
+from kirie.progress import bar, say
+from kirie.reading.headers import IMAGE_SUFFIXES, image_facts
+
+SHOWN = 10  # bad pictures that are named one by one
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was written.
+
+    Attributes:
+        path: the new data set.
+        format: a row of `WRITERS`.
+        title: the format in words.
+        splits: pictures of each split; '' where the new data set has none.
+        objects: how many it holds; 0 for maps of classes.
+        skipped: why pictures were left out, a sentence for each of them.
+        notes: what the new format could not hold, and what else a person should know, a sentence each.
+    """
+
+    path: Path
+    format: str
+    title: str
+    splits: dict[str, int]
+    objects: int
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def pictures(self) -> int:
+        """How many were written."""
+        return sum(self.splits.values())
+
+
+class _Picture(NamedTuple):
+    """A picture of the source, and what it is called in the new data set."""
+
+    dataset: Dataset
+    number: int
+    split: str
+    name: str
+
+
+def convert(
+    source: str | Path,
+    destination: str | Path,
+    to: str,
+    *,
+    task: str | None = None,
+    settings: FolderSettings | None = None,
+    draw_splits: bool = False,
+    polygons: bool = False,
+    link: bool = False,
+    skip_bad: bool = False,
+) -> Conversion:
+    """Writes a data set in another format. Pictures are copied byte for byte.
+
+    What the new format cannot hold is told on standard error and in `Conversion.notes`. The folder appears when all of
+    it is written; an error or a stop leaves nothing.
+
+    Args:
+        source: the data set, in any format that kirie reads.
+        destination: the folder to make; it may exist when it is empty.
+        to: the format, a row of `conversion.WRITERS`: masks, ids, coco, yolo, voc, cityscapes or ade20k.
+        task: how to read the source: semantic, instance or panoptic; None for what its files serve, and for objects
+            where the new format holds nothing else.
+        settings: how to read the source's folders; `short_side` is not heeded.
+        draw_splits: whether a source without splits gets those that the seed draws (`settings.val_fraction`...); it
+            stays without otherwise.
+        polygons: whether `coco` gets polygons in place of run lengths; they stand for the very same masks.
+        link: whether to make symbolic links to the source's pictures in place of copies.
+        skip_bad: whether to leave pictures out that cannot be converted, and tell; otherwise the first one is an error.
+
+    Returns:
+        what was written.
+
+    Raises:
+        KirieError: when the format is unknown or cannot hold these classes or this task, the destination is not free,
+            a picture is bad, or the system refuses to write. Nothing is written then.
+    """
+    form = writer_class(to)
+    if polygons and to != "coco":
+        raise KirieError(f"Polygons are a choice for coco; {to} has one way to write a mask.")
+    target = _free(Path(source), Path(destination))
+    dataset = _opened(source, to, form, task, settings)
+    parts, notes = _parts(dataset, draw_splits=draw_splits)
+    splits = tuple(split for split in parts if split)
+    pictures = list(_pictures(parts, one_folder=form.one_folder))
+    with _appearing(target) as root:
+        options = {"polygons": True} if polygons else {}
+        writer = form(root, dataset.classes, dataset.task, splits, **options)
+        skipped, turned = _write(writer, pictures, link=link, skip_bad=skip_bad)
+        writer.finish()
+    if turned:
+        words = "an EXIF rotation, and their truth is for the picture turned upright, as kirie reads it"
+        notes.append(f"{counted(turned, 'picture')} carry {words}.")
+    counts = Counter(picture.split for picture in pictures) - Counter(split for split, _ in skipped)
+    done = {split: counts[split] for split in parts}
+    told = tuple(why for _, why in skipped)
+    conversion = Conversion(target, to, form.title, done, writer.objects, told, (*notes, *writer.notes()))
+    for note in conversion.notes:
+        say(note)
+    return conversion
+
+
+def _free(source: Path, destination: Path) -> Path:
+    """The absolute path of a destination that may be written.
+
+    Raises:
+        KirieError: when it is not free or lies in the source.
+    """
+    target = destination.expanduser().resolve()
+    home = source.resolve()
+    if home.is_dir() and target.is_relative_to(home):
+        raise KirieError(f"{destination} lies in the data set {source}; choose a folder beside it.")
+    if target.exists() and not target.is_dir():
+        raise KirieError(f"{destination} is a file; a data set needs a folder, which is made when it is missing.")
+    if target.exists() and any(target.iterdir()):
+        raise KirieError(f"{destination} is not empty; choose a new or an empty folder. Nothing is ever written over.")
+    return target
+
+
+def _opened(
+    source: str | Path, to: str, form: type[Writer], task: str | None, settings: FolderSettings | None
+) -> Dataset:
+    """The source, read for its objects where the format needs them.
+
+    Raises:
+        KirieError: when it cannot be opened or does not tell objects apart and the format needs them.
+    """
+    dataset = open_dataset(source, task=task, settings=settings)
+    if not form.needs_objects or dataset.task != "semantic":
+        return dataset
+    if task is None:
+        try:
+            return open_dataset(source, task="instance", settings=settings)
+        except KirieError:
+            pass  # it has no objects: the sentence below says what that means here
+    raise KirieError(
+        f"{source} says the class of each pixel and not which object it belongs to, so it cannot become {form.title}, "
+        f"which holds objects. Formats of classes serve: --to masks, or {', '.join(_of_classes())}."
+    )
+
+
+def _of_classes() -> list[str]:
+    return [name for name in WRITERS if name != "masks" and not writer_class(name).needs_objects]
+
+
+def _parts(dataset: Dataset, *, draw_splits: bool) -> tuple[dict[str, Dataset], list[str]]:
+    """The source by its splits, '' for all of it where it has none, and what is left out."""
+    notes = list(dataset.left_out)
+    if dataset.unfound:
+        notes.append(f"{counted(len(dataset.unfound), 'picture')} listed and not there, left out.")
+    every = dataset.only(None, own_size=True)
+    parts = {}
+    for split in dataset.splits or (SPLITS if draw_splits else ()):
+        try:
+            parts[split] = dataset.only(split, own_size=True)
+        except KirieError:
+            if dataset.splits:
+                raise
+    if not parts:
+        return {"": every}, notes
+    rest = len(every) - sum(map(len, parts.values()))
+    if rest > 0:
+        notes.append(f"{counted(rest, 'picture')} in no split, left out.")
+    return parts, notes
+
+
+def _pictures(parts: dict[str, Dataset], *, one_folder: bool) -> Iterator[_Picture]:
+    """Every picture with its new name; names differ within a split, or everywhere for `one_folder`."""
+    groups = [list(parts)] if one_folder else [[split] for split in parts]
+    for group in groups:
+        members = [(split, index) for split in group for index in range(len(parts[split]))]
+        files = [Path(parts[split].file_facts(index)["image"]) for split, index in members]
+        shown = [parts[split].name(index) for split, index in members]
+        names = _distinct(files, [split for split, _ in members], shown)
+        for (split, index), name in zip(members, names, strict=True):
+            yield _Picture(parts[split], index, split, name)
+
+
+def _distinct(files: Sequence[Path], splits: Sequence[str], shown: Sequence[str]) -> list[str]:
+    """A name for each picture, all made alike: the shortest of some ways that keeps them apart.
+
+    Some file systems hold A.png and a.png for one file.
+    """
+    stems = [_plain(file.stem) for file in files]
+    ways = (
+        stems,
+        [f"{split}_{stem}" for split, stem in zip(splits, stems, strict=True)],
+        [_plain(name.replace("/", "_").replace(".", "_")) for name in shown],
+    )
+    apart = (names for names in ways if len({name.casefold() for name in names}) == len(names))
+    return next(apart, [f"{number:06d}_{stem}" for number, stem in enumerate(stems, 1)])
+
+
+def _plain(stem: str) -> str:
+    """A stem that list files can hold: without line ends, spaces around, and what starts a comment or ends a name."""
+    stem = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]", "_", stem)
+    stem = re.sub(r"^[.#\s]+|\s+$", "_", stem)
+    base, dot, end = stem.rpartition(".")
+    return f"{base}_{end}" if dot and f".{end.lower()}" in IMAGE_SUFFIXES else stem
+
+
+def _write(
+    writer: Writer, pictures: Sequence[_Picture], *, link: bool, skip_bad: bool
+) -> tuple[list[tuple[str, str]], int]:
+    """Writes the pictures in turn; the split and the fault of those left out, and how many carry an EXIF rotation."""
+    skipped: list[tuple[str, str]] = []
+    turned = 0
+    with bar("converting", len(pictures)) as line:
+        for picture in pictures:
+            try:
+                turned += _write_one(writer, picture, link=link)
+            except KirieError as error:
+                if not skip_bad:
+                    raise KirieError(
+                        f"{error} Nothing was written; mend it, or leave such pictures out: --skip-bad."
+                    ) from error
+                skipped.append((picture.split, str(error)))
+                if len(skipped) <= SHOWN:
+                    line.say(f"Left out: {error}")
+            line.advance()
+    if skipped and len(skipped) == len(pictures):
+        raise KirieError("Not one picture could be converted; nothing was written.")
+    return skipped, turned
+
+
+def _write_one(writer: Writer, picture: _Picture, *, link: bool) -> bool:
+    """Writes one picture with its truth; whether it carries an EXIF rotation."""
+    file = picture.dataset.file_facts(picture.number)["image"]
+    sample = picture.dataset[picture.number]
+    entry = Entry(picture.name, Path(file).suffix, picture.split, sample.truth.size)
+    try:
+        writer.write(entry, sample.truth)
+    except KirieError as error:
+        raise KirieError(f"{sample.name}: {error}") from error
+    place = writer.root / writer.picture_path(entry)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        place.symlink_to(os.path.realpath(file))
+    else:
+        shutil.copyfile(file, place)
+    return image_facts(file).orientation != 1
+
+
+@contextmanager
+def _appearing(target: Path) -> Iterator[Path]:
+    """An empty folder that becomes `target` when the block ends well, and is removed otherwise.
+
+    Raises:
+        KirieError: when the system refuses to write.
+    """
+    try:
+        # In a folder that is there, which may be a disk of its own; else beside.
+        home = target if target.exists() else target.parent
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", suffix=".part", dir=home) as beside:
+            fresh = Path(beside) / "data"
+            fresh.mkdir()
+            yield fresh
+            if home != target:
+                fresh.rename(target)
+                return
+            for child in sorted(fresh.iterdir()):
+                child.rename(target / child.name)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise KirieError(f"Cannot write {target}: {error.strerror or error}{where}. Nothing is left of it.") from error

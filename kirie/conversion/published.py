@@ -1,0 +1,183 @@
+"""Data sets in the folders of Pascal VOC, Cityscapes and ADE20K, as `kirie.data` and their own programs read them."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from kirie.class_lists import ADE20K, CITYSCAPES, VOC
+from kirie.classes import Classes, palette
+from kirie.conversion.folders import table
+from kirie.conversion.writer import VOID_COLOR, Entry, Writer, class_numbers, id_map, save_map
+from kirie.data.dataset import Task
+from kirie.errors import KirieError
+from kirie.pairs import crowds
+from kirie.results import Instances, Result, to_instances
+
+VOID = 255
+BLACK = (0, 0, 0)
+
+
+class VocWriter(Writer):
+    """`JPEGImages`, `SegmentationClass`, the lists in `ImageSets/Segmentation`, and `SegmentationObject` for objects.
+
+    Numbers are 0 to 254 in the order of the classes, of which the first is the background where there is one, and 255
+    for void; objects are numbered from 1 in each picture, and a crowd is 255. `classes.json` and `labelmap.txt` name
+    classes other than VOC's own.
+    """
+
+    title: ClassVar[str] = "Pascal VOC"
+    one_folder: ClassVar[bool] = True
+
+    def __init__(self, root: Path, classes: Classes, task: Task, splits: Sequence[str]) -> None:
+        super().__init__(root, classes, task, splits)
+        if len(self.map_classes) > VOID:
+            raise KirieError(
+                f"Pascal VOC holds at most {VOID} classes, the background included, and here are "
+                f"{len(self.map_classes)}. masks and coco hold more."
+            )
+        if self.map_classes.ids != tuple(range(len(self.map_classes))):
+            self._notes.append("The numbers of the classes are 0, 1, 2... in the new files, in their order.")
+        self.lists: dict[str, list[str]] = {split: [] for split in splits or ("default",)}
+
+    def picture_path(self, entry: Entry) -> str:
+        """In `JPEGImages`, with the ending that the picture has."""
+        if entry.ending.lower() not in (".jpg", ".jpeg"):
+            words = "no JPEG and kept as it is; programs that ask for .jpg need it saved anew"
+            self._tell("picture is", words)
+        return f"JPEGImages/{entry.name}{entry.ending}"
+
+    def write(self, entry: Entry, truth: Result) -> None:
+        """Writes the class map and, where there are objects, the map of their numbers."""
+        if self.task != "semantic":
+            numbers = self._numbers(to_instances(truth))
+            colors = dict(enumerate(palette(VOID - 1), 1))
+            save_map(
+                self._path(f"SegmentationObject/{entry.name}.png"), numbers, {0: BLACK, **colors, VOID: VOID_COLOR}
+            )
+        labels = self._map(truth).labels.astype(np.uint8)
+        colors = dict(enumerate(self.map_classes.colors))
+        save_map(self._path(f"SegmentationClass/{entry.name}.png"), labels, colors | {VOID: VOID_COLOR})
+        self.lists[entry.split or "default"].append(entry.name)
+
+    def _numbers(self, objects: Instances) -> npt.NDArray[np.uint8]:
+        crowd = crowds(objects)
+        single = int((~crowd).sum())
+        if single >= VOID:
+            raise KirieError(
+                f"It has {single} objects; Pascal VOC numbers up to {VOID - 1} in a picture. ids and coco hold more."
+            )
+        self._tell("crowd region", "marked as void in the files of objects", len(objects) - single)
+        self.objects += self._visible(objects) - (len(objects) - single)
+        return id_map(objects, np.where(crowd, VOID, np.cumsum(~crowd)).tolist()).astype(np.uint8)
+
+    def finish(self) -> None:
+        """Writes the lists and, for classes that are not VOC's own, their tables."""
+        for name, stems in self.lists.items():
+            self._write_text(f"ImageSets/Segmentation/{name}.txt", "".join(f"{stem}\n" for stem in stems))
+        if self.map_classes != VOC:
+            colors = [",".join(map(str, color)) for color in self.map_classes.colors]
+            lines = [f"{name}:{color}::\n" for name, color in zip(self.map_classes.names, colors, strict=True)]
+            self._write_text("labelmap.txt", "# label:color_rgb:parts:actions\n" + "".join(lines))
+            self._write_json("classes.json", {**table(self.map_classes), "ignore_index": VOID})
+
+
+class CityscapesWriter(Writer):
+    """`leftImg8bit/SPLIT/CITY` and `gtFine/SPLIT/CITY` with `*_labelIds.png`, and `*_instanceIds.png` for objects.
+
+    Classes are those of the 19 with the same names, by their published numbers; void and the background are 0,
+    unlabeled. An object has a thousand times the number of its class and its own number from 0; a crowd has the number
+    of its class, as groups have there. The city is what stands before the two numbers of a name such as
+    `aachen_000000_000019`; other names lie in `pictures`.
+    """
+
+    title: ClassVar[str] = "Cityscapes"
+
+    def __init__(self, root: Path, classes: Classes, task: Task, splits: Sequence[str]) -> None:
+        super().__init__(root, classes, task, splits)
+        self.numbers = class_numbers(self.map_classes, CITYSCAPES, self.title)
+        if self.map_classes.has_background:
+            self._notes.append("The background becomes unlabeled (0), which is void.")
+        if not splits:
+            self._notes.append("All pictures are in train, since Cityscapes has a folder for each split.")
+
+    def picture_path(self, entry: Entry) -> str:
+        """In `leftImg8bit`, with the ending that the picture has."""
+        if entry.ending.lower() != ".png":
+            self._tell("picture is", "no PNG and kept as it is; Cityscapes' own scripts need it saved anew")
+        return self._place(entry, "leftImg8bit", entry.ending)
+
+    def write(self, entry: Entry, truth: Result) -> None:
+        """Writes the class map and, where there are objects, the map of their numbers."""
+        labels = self.numbers[self._map(truth).labels]
+        if self.task != "semantic":
+            objects = to_instances(truth)
+            ids = id_map(objects, self._numbers(objects))
+            save_map(self._path(self._place(entry, "gtFine_instanceIds", ".png")), np.where(ids > 0, ids, labels))
+            self.objects += self._visible(objects) - int(crowds(objects).sum())
+        save_map(self._path(self._place(entry, "gtFine_labelIds", ".png")), labels.astype(np.uint8))
+
+    def _numbers(self, objects: Instances) -> list[int]:
+        """The number of each object in `*_instanceIds.png`."""
+        shift = len(self.map_classes) - len(self.classes)
+        of_class: Counter[int] = Counter()
+        numbers = []
+        for label, is_crowd in zip(objects.labels.tolist(), crowds(objects).tolist(), strict=True):
+            number = int(self.numbers[label + shift])
+            numbers.append(number if is_crowd else 1000 * number + of_class[label])
+            of_class[label] += not is_crowd
+        if max(of_class.values(), default=0) > 1000:
+            raise KirieError(
+                f"It has {max(of_class.values()):,} objects of one class; Cityscapes numbers 1000. "
+                "ids and coco hold more."
+            )
+        return numbers
+
+    @staticmethod
+    def _place(entry: Entry, kind: str, ending: str) -> str:
+        stem = entry.name.removesuffix("_leftImg8bit")
+        city = re.fullmatch(r"(.+)_\d{6}_\d{6}", stem)
+        folder = kind.partition("_")[0]
+        return f"{folder}/{entry.split or 'train'}/{city[1] if city else 'pictures'}/{stem}_{kind}{ending}"
+
+
+class Ade20kWriter(Writer):
+    """`images/training` and `annotations/training`, with `validation` and `testing`, and `objectInfo150.txt`.
+
+    Classes are those of the 150 with the same names, by their published numbers 1 to 150; void and the background are
+    0.
+    """
+
+    title: ClassVar[str] = "ADE20K scene parsing"
+    holds_objects: ClassVar[bool] = False
+    folders: ClassVar[dict[str, str]] = {"train": "training", "val": "validation", "test": "testing", "": "training"}
+
+    def __init__(self, root: Path, classes: Classes, task: Task, splits: Sequence[str]) -> None:
+        super().__init__(root, classes, task, splits)
+        self.numbers = class_numbers(self.map_classes, ADE20K, self.title)
+        if self.map_classes.has_background:
+            self._notes.append("The background becomes 0, which is void.")
+        if not splits:
+            self._notes.append("All pictures are in training, since ADE20K has a folder for each split.")
+
+    def picture_path(self, entry: Entry) -> str:
+        """In `images`, with the ending that the picture has."""
+        return f"images/{self.folders[entry.split]}/{entry.name}{entry.ending}"
+
+    def write(self, entry: Entry, truth: Result) -> None:
+        """Writes the class map."""
+        self._visible(truth)
+        path = self._path(f"annotations/{self.folders[entry.split]}/{entry.name}.png")
+        save_map(path, self.numbers[self._map(truth).labels].astype(np.uint8))
+
+    def finish(self) -> None:
+        """Writes the list of the 150 classes."""
+        rows = zip(ADE20K.ids, ADE20K.things, ADE20K.names, strict=True)
+        lines = [f"{number}\t{0 if thing else 1}\t{name}\n" for number, thing, name in rows]
+        self._write_text("objectInfo150.txt", "Idx\tStuff\tName\n" + "".join(lines))

@@ -5,8 +5,8 @@
 Both sides hold the same random weights: torchvision's `maskrcnn_resnet50_fpn`, and what `kirie import` makes of its
 state dict. A picture of 480 x 640 pixels is resized to a shorter side of 800, as both do by default, and leaves with
 100 objects whose masks are run lengths: torchvision's pasted by itself and encoded by pycocotools, as its own
-evaluation does it. Ours is what `kirie predict` does, from the uint8 picture on. With `--frozen` torchvision's batch norm is its
-`FrozenBatchNorm2d`, as in its released weights, in place of PyTorch's, which is quicker.
+evaluation does it. Ours is what `kirie predict` does, from the uint8 picture on. With `--frozen` torchvision's batch
+norm is its `FrozenBatchNorm2d`, as in its released weights, in place of PyTorch's, which is quicker.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the commands print: aligned tables and JSON."""
+"""What the commands print: aligned tables, JSON and complaints."""
 
 from __future__ import annotations
 
@@ -39,3 +39,9 @@ def shown(value: str | int | float | None, *, digits: int = 4) -> str:
     if isinstance(value, float):
         return f"{value:,.{digits}f}"
     return value if isinstance(value, str) else f"{value:,}"
+
+
+def complain(message: str) -> None:
+    """Prints a fault to standard error as a sentence."""
+    whole = "\n" in message or message.endswith((".", "?", "!"))
+    print(f"Error: {message}" if whole else f"Error: {message}.", file=sys.stderr)

@@ -27,7 +27,7 @@ LEVELS = {
     **dict.fromkeys(("recipe", "plan"), 4),
     "training": 5,
     **dict.fromkeys(("serve", "export", "distributed"), 6),
-    **dict.fromkeys(("cli", "cli_data", "cli_weights"), 7),
+    **dict.fromkeys(("cli", "cli_data", "cli_demo", "cli_results", "cli_weights"), 7),
     "__main__": 8,
 }
 NEVER_EACH_OTHER = (
@@ -36,7 +36,7 @@ NEVER_EACH_OTHER = (
     {"prediction", "plan"},
 )
 ALLOWED_BESIDE = {("weights", "models")}
-KNOW_RECIPES = {"kirie.recipe", "kirie.plan", "kirie.cli", "kirie.cli_data", "kirie.training.fit"}
+KNOW_RECIPES = {"kirie.recipe", "kirie.plan", "kirie.cli", "kirie.cli_data", "kirie.cli_demo", "kirie.training.fit"}
 HEAVY = {"torch", "torchvision", "cv2", "timm", "matplotlib", "scipy"}
 MAX_LINES = 450
 FORBIDDEN_NAMES = {"core", "utils", "util", "common", "helpers", "misc"}

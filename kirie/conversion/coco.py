@@ -91,7 +91,7 @@ class CocoWriter(Writer):
         return rows
 
     def _append(self, split: str, part: str, rows: list[dict[str, Any]]) -> None:
-        with self._path(f".{part}_{split}").open("a", encoding="utf-8") as file:
+        with self._path(f".{part}_{split}").open("a", encoding="utf-8", errors="backslashreplace") as file:
             for row in rows:
                 file.write(f",\n{json.dumps(row, ensure_ascii=False)}")
 
@@ -104,7 +104,7 @@ class CocoWriter(Writer):
         ]
         for split in self._pictures:
             name = f"instances_{split}.json" if split else "instances.json"
-            with self._path(name).open("w", encoding="utf-8") as file:
+            with self._path(name).open("w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f'{{"categories": {json.dumps(categories, ensure_ascii=False)}')
                 for part in ("images", "annotations"):
                     file.write(f',\n"{part}": [')

@@ -114,8 +114,8 @@ def convert(
         skipped, turned = _write(writer, pictures, link=link, skip_bad=skip_bad)
         writer.finish()
     if turned:
-        words = "an EXIF rotation, and their truth is for the picture turned upright, as kirie reads it"
-        notes.append(f"{counted(turned, 'picture')} carry {words}.")
+        words = "with an EXIF rotation: the truth is for the picture turned upright, as kirie reads it"
+        notes.append(f"{counted(turned, 'picture')} {words}.")
     counts = Counter(picture.split for picture in pictures) - Counter(split for split, _ in skipped)
     done = {split: counts[split] for split in parts}
     told = tuple(why for _, why in skipped)
@@ -172,7 +172,7 @@ def _parts(dataset: Dataset, *, draw_splits: bool) -> tuple[dict[str, Dataset], 
     """The source by its splits, '' for all of it where it has none, and what is left out."""
     notes = list(dataset.left_out)
     if dataset.unfound:
-        notes.append(f"{counted(len(dataset.unfound), 'picture')} listed and not there, left out.")
+        notes.append(f"{counted(len(dataset.unfound), 'listed picture')} not there, left out.")
     every = dataset.only(None, own_size=True)
     parts = {}
     for split in dataset.splits or (SPLITS if draw_splits else ()):

@@ -49,8 +49,7 @@ class VocWriter(Writer):
     def picture_path(self, entry: Entry) -> str:
         """In `JPEGImages`, with the ending that the picture has."""
         if entry.ending.lower() not in (".jpg", ".jpeg"):
-            words = "no JPEG and kept as it is; programs that ask for .jpg need it saved anew"
-            self._tell("picture is", words)
+            self._tell("picture", "kept in another format than JPEG; programs that ask for .jpg need it saved anew")
         return f"JPEGImages/{entry.name}{entry.ending}"
 
     def write(self, entry: Entry, truth: Result) -> None:
@@ -74,7 +73,7 @@ class VocWriter(Writer):
                 f"It has {single} objects; Pascal VOC numbers up to {VOID - 1} in a picture. ids and coco hold more."
             )
         self._tell("crowd region", "marked as void in the files of objects", len(objects) - single)
-        self.objects += self._visible(objects) - (len(objects) - single)
+        self.objects += self._visible(objects)
         return id_map(objects, np.where(crowd, VOID, np.cumsum(~crowd)).tolist()).astype(np.uint8)
 
     def finish(self) -> None:
@@ -110,33 +109,40 @@ class CityscapesWriter(Writer):
     def picture_path(self, entry: Entry) -> str:
         """In `leftImg8bit`, with the ending that the picture has."""
         if entry.ending.lower() != ".png":
-            self._tell("picture is", "no PNG and kept as it is; Cityscapes' own scripts need it saved anew")
+            self._tell("picture", "kept in another format than PNG; the data set's own scripts need it saved anew")
         return self._place(entry, "leftImg8bit", entry.ending)
 
     def write(self, entry: Entry, truth: Result) -> None:
         """Writes the class map and, where there are objects, the map of their numbers."""
         labels = self.numbers[self._map(truth).labels]
         if self.task != "semantic":
-            objects = to_instances(truth)
+            objects = self._things(to_instances(truth))
             ids = id_map(objects, self._numbers(objects))
             save_map(self._path(self._place(entry, "gtFine_instanceIds", ".png")), np.where(ids > 0, ids, labels))
-            self.objects += self._visible(objects) - int(crowds(objects).sum())
+            self.objects += self._visible(objects)
         save_map(self._path(self._place(entry, "gtFine_labelIds", ".png")), labels.astype(np.uint8))
+
+    def _things(self, objects: Instances) -> Instances:
+        """The objects of classes that have objects in Cityscapes; the others stay in the class map."""
+        numbers = self._class_numbers(objects)
+        things = np.isin(numbers, [i for i, thing in zip(CITYSCAPES.ids, CITYSCAPES.things, strict=True) if thing])
+        self._tell("object", "of classes without objects in Cityscapes, kept as class alone", int((~things).sum()))
+        return objects[things]
+
+    def _class_numbers(self, objects: Instances) -> npt.NDArray[np.int64]:
+        labels = objects.labels + len(self.map_classes) - len(self.classes)
+        return self.numbers[labels].astype(np.int64)
 
     def _numbers(self, objects: Instances) -> list[int]:
         """The number of each object in `*_instanceIds.png`."""
-        shift = len(self.map_classes) - len(self.classes)
         of_class: Counter[int] = Counter()
         numbers = []
-        for label, is_crowd in zip(objects.labels.tolist(), crowds(objects).tolist(), strict=True):
-            number = int(self.numbers[label + shift])
-            numbers.append(number if is_crowd else 1000 * number + of_class[label])
-            of_class[label] += not is_crowd
-        if max(of_class.values(), default=0) > 1000:
-            raise KirieError(
-                f"It has {max(of_class.values()):,} objects of one class; Cityscapes numbers 1000. "
-                "ids and coco hold more."
-            )
+        for number, is_crowd in zip(self._class_numbers(objects).tolist(), crowds(objects).tolist(), strict=True):
+            numbers.append(number if is_crowd else 1000 * number + of_class[number])
+            of_class[number] += not is_crowd
+        most = max(of_class.values(), default=0)
+        if most > 1000:
+            raise KirieError(f"It has {most:,} objects of one class; Cityscapes numbers 1000. ids and coco hold more.")
         return numbers
 
     @staticmethod

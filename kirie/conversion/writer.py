@@ -86,7 +86,7 @@ class Writer(ABC):
 
     def notes(self) -> list[str]:
         """What the format could not hold, a sentence each."""
-        lines = [f"{counted(count, noun)} {words}" for (noun, words), count in self._told.items() if count]
+        lines = [f"{counted(count, noun)} {words}." for (noun, words), count in self._told.items() if count]
         return [*dict.fromkeys(self._notes), *lines]
 
     def _tell(self, noun: str, words: str, count: int = 1) -> None:
@@ -99,7 +99,7 @@ class Writer(ABC):
         return path
 
     def _write_text(self, below: str, text: str) -> None:
-        self._path(below).write_text(text, encoding="utf-8")
+        self._path(below).write_text(text, encoding="utf-8", errors="backslashreplace")
 
     def _write_json(self, below: str, value: Any) -> None:
         self._write_text(below, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -118,16 +118,18 @@ class Writer(ABC):
         return singles[there]
 
     def _visible(self, truth: Result) -> int:
-        """How many objects a map of the truth shows; tells what others cover."""
+        """How many objects, crowds aside, a map of the truth shows; tells what others cover."""
         if isinstance(truth, SemanticMap):
             return 0
         objects = to_instances(truth)
-        areas = objects.masks.areas()
+        areas, single = objects.masks.areas(), ~crowds(objects)
         ids, counts = count_ids(id_map(objects, range(1, len(objects) + 1)))
-        shown = counts[ids > 0]
-        self._tell("picture", "with objects that overlap: the smaller lies on top", int(shown.sum() < areas.sum()))
-        self._tell("object", "left out, since others cover all of it", int((areas > 0).sum()) - len(shown))
-        return len(shown)
+        shown = int(single[ids[ids > 0] - 1].sum())
+        self._tell(
+            "picture", "with objects that overlap: the smaller lies on top", int(counts[ids > 0].sum() < areas.sum())
+        )
+        self._tell("object", "left out, since others cover all of it", int((single & (areas > 0)).sum()) - shown)
+        return shown
 
 
 def id_map(objects: Instances, ids: Sequence[int]) -> npt.NDArray[np.int32]:
@@ -173,8 +175,8 @@ def class_numbers(classes: Classes, published: Classes, title: str) -> npt.NDArr
     if strange:
         more = f" and {len(strange) - 6} more" if len(strange) > 6 else ""
         raise KirieError(
-            f"{title} has its own {len(published)} classes, and {', '.join(strange[:6])}{more} are not among them. "
-            "masks and voc hold any classes; so do ids, coco and yolo for objects."
+            f"{title} has {len(published)} classes of its own; not among them: {', '.join(strange[:6])}{more}. "
+            "The formats masks and voc hold any classes, and so do ids, coco and yolo for objects."
         )
     for label, name in enumerate(classes.names):
         table[label] = known.get(name, published.void_ids[0])

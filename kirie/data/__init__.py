@@ -20,6 +20,7 @@ DATASETS = {
     "cityscapes": "kirie.data.cityscapes:CityscapesDataset",
     "ade20k": "kirie.data.ade20k:Ade20kDataset",
     "coco": "kirie.data.coco:CocoDataset",
+    "yolo": "kirie.data.yolo:YoloDataset",
     "folders": "kirie.data.folders:FolderDataset",
 }
 
@@ -48,7 +49,7 @@ def open_dataset(
     """The data set in a folder, opened by the format that `dataset_class` finds.
 
     Args:
-        path: the folder, or a COCO JSON file.
+        path: the folder, or a COCO JSON file, or the YAML file of a YOLO data set.
         split: train, val or test; None for all pictures.
         task: semantic, instance or panoptic; None for the one that the label files serve.
         settings: how to read it (`layouts.FolderSettings`); None looks for itself.
@@ -57,3 +58,8 @@ def open_dataset(
         KirieError: when the folder is missing, a file, empty or in no layout that is known.
     """
     return dataset_class(path, settings, task)(path, split, task=task, settings=settings)
+
+
+def is_dataset(path: str | Path) -> bool:
+    """Whether a path is a folder, or a file that a format of `DATASETS` takes for the whole data set."""
+    return Path(path).is_dir() or (Path(path).is_file() and any(look_up(r).recognises(path) for r in DATASETS.values()))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from kirie.class_lists import COCO
 from kirie.classes import Classes
 from kirie.data.coco_file import Category, CocoFile
 from kirie.data.coco_layout import CocoLayout, coco_files, find_coco
@@ -112,8 +113,10 @@ class CocoDataset(FolderDataset):
             )
         ids = tuple(c.id for c in categories)
         classes = Classes(tuple(names), things=(True,) * len(names), ids=ids)
+        published = (classes.names, ids) == (COCO.names, COCO.ids)
+        classes = COCO if published else classes
         labels = {**dict.fromkeys(ignored, -1), **{number: label for label, number in enumerate(ids)}}
-        return CocoFormat("coco", classes, files=files, labels=labels)
+        return CocoFormat("coco", classes, published="COCO" if published else "", files=files, labels=labels)
 
     @staticmethod
     def find_objects(pair: Pair, form: LabelFormat, size: tuple[int, int] | None) -> Objects:

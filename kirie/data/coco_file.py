@@ -307,6 +307,8 @@ def _array(values: array[Any] | bytearray, dtype: Any) -> npt.NDArray[Any]:
 
 def _whole(value: Any) -> int | None:
     """The whole number that a value means, also as 5.0 and "5"; None when it means none or more than 64 bits."""
+    if type(value) is int and -(2**63) < value < 2**63:
+        return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     elif isinstance(value, str) and len(value) < 20 and value.isascii() and value.lstrip("-").isdigit():

@@ -32,12 +32,13 @@ __all__ = ["FolderDataset", "FolderSettings"]
 class FolderDataset:
     """Pictures and their label files below a folder; see `layouts.LAYOUTS` and `labels.LabelFormat` for what is known.
 
-    Published formats (`voc`, `cityscapes`, `ade20k`) are this class with their own `recognises`, `find_layout` and
-    `find_format`.
+    Other formats (`voc`, `cityscapes`, `ade20k`, `coco`, `yolo`) are this class with their own `recognises`,
+    `find_layout`, `find_format` and `find_objects`.
 
     Index, binary and colour-coded masks give a SemanticMap; object ids and a file per object give Instances of one
-    class, or with task "semantic" a SemanticMap with background. Only paths are held in memory; opening looks at a few
-    label files (at all of them when they are index files without a class table).
+    class, or of several where another mask says them, or with task "semantic" a SemanticMap with background. Only paths
+    are held in memory; opening looks at a few label files (at all of them when they are index files without a class
+    table).
 
     Attributes:
         classes: the classes of the truth.

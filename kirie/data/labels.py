@@ -181,11 +181,6 @@ def _with_class_masks(root: Path, layout: Layout, settings: FolderSettings, tabl
     pairs = tuple(pair._replace(mask=pair.classes, classes="") for pair in layout.pairs)
     masks = replace(layout, pairs=pairs, mask_folder="")
     form = find_format(root, masks, replace(settings, kind="auto"), "semantic", table)
-    if form.has_instances:
-        raise KirieError(
-            f"Neither of the two label files of a picture, such as {layout.pairs[0].mask} and {pairs[0].mask}, says "
-            "the class of a pixel; save one of them as an index mask of 8 bits."
-        )
     names = _things(table)
     at = [form.classes.index(name) for name in names]
     classes = Classes(tuple(names), tuple(form.classes.colors[i] for i in at), (True,) * len(names))

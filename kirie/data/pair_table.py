@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import overload
 
@@ -34,15 +34,22 @@ class Texts(Sequence[str]):
         start = int(self._ends[at - 1]) if at else 0
         return self._block[start : int(self._ends[at])].tobytes().decode("utf-8", "surrogatepass")
 
+    def __iter__(self) -> Iterator[str]:
+        block, start = self._block.tobytes(), 0
+        for end in self._ends.tolist():
+            yield block[start:end].decode("utf-8", "surrogatepass")
+            start = end
+
 
 class PairTable(Sequence[Pair]):
     """Pairs that are made when they are asked for."""
 
     def __init__(self, pairs: Iterable[Pair]) -> None:
         listed = list(pairs)
-        texts = [name for name in Pair._fields if name != "row"]
-        self._texts = {name: _Column([getattr(pair, name) for pair in listed]) for name in texts}
         self._rows = np.fromiter((pair.row for pair in listed), np.int32, len(listed))
+        self._texts = {
+            name: _Column([getattr(pair, name) for pair in listed]) for name in Pair._fields if name != "row"
+        }
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -58,6 +65,11 @@ class PairTable(Sequence[Pair]):
         at = range(len(self))[index]
         return Pair(row=int(self._rows[at]), **{name: column[at] for name, column in self._texts.items()})
 
+    def __iter__(self) -> Iterator[Pair]:
+        names = (*self._texts, "row")
+        for values in zip(*self._texts.values(), self._rows.tolist(), strict=True):
+            yield Pair(**dict(zip(names, values, strict=True)))
+
 
 class _Column:
     """Texts of which many may be the same."""
@@ -69,3 +81,7 @@ class _Column:
 
     def __getitem__(self, index: int) -> str:
         return self._texts[int(self._codes[index])]
+
+    def __iter__(self) -> Iterator[str]:
+        texts = list(self._texts)
+        return (texts[code] for code in self._codes.tolist())

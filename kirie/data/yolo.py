@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
-from pathlib import Path, PureWindowsPath
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,7 +72,7 @@ class YoloDataset(FolderDataset):
                 f"{path} has no {' or '.join(CONFIGS[:2])}; expected YOLO with train, val and names in it."
             )
         values = _values(config)
-        home = Path(os.path.abspath(config.parent))
+        home = os.path.abspath(config.parent)
         bases = _bases(home, values.get("path"), str(config))
         entries = [(str(key), split) for key in values if (split := canonical(str(key))) and values[key]]
         pairs: list[Pair] = []
@@ -86,17 +86,16 @@ class YoloDataset(FolderDataset):
             strays += [stray for place in places for stray in _strays(place, pictures)]
             if not pictures:
                 why = f"{config} has pictures of {split} at {values[key]!s:.120}, and there are none."
-                mend = f"Correct that entry, or put them at {home / 'images' / split}."
+                mend = f"Correct that entry, or put them at {os.path.join(home, 'images', split)}."
                 gaps.append(Gap(split, why, mend))
         if not pairs:
-            tried = ", ".join(dict.fromkeys(map(str, bases)))
             raise KirieError(
                 f"{config} leads to no pictures: {' '.join(gap.why for gap in gaps) or 'it names no split.'} They were "
-                f"looked for below {tried}. Give folders from there, as in train: images/train, or correct path."
+                f"looked for below {' and '.join(bases)}. Give folders from there, as in train: images/train, or "
+                "correct path."
             )
         if path.is_dir() and path.resolve() != config.parent.resolve():  # one split's folder
-            inside = Path(os.path.abspath(path))
-            pairs = [pair for pair in pairs if Path(pair.image).is_relative_to(inside)]
+            pairs = [pair for pair in pairs if pair.image.startswith(os.path.abspath(path) + os.sep)]
         words = f"YOLO polygons, splits from {config.name}"
         missing = tuple(dict.fromkeys(unfound))
         return Layout(words, tuple(sorted(set(pairs))), "labels", tuple(sorted(set(strays))), missing, gaps=tuple(gaps))
@@ -202,76 +201,83 @@ def _names(values: dict[Any, Any], config: str) -> tuple[str, ...]:
 # Where pictures and label files are
 
 
-def _bases(home: Path, stated: Any, config: str) -> list[Path]:
+def _bases(home: str, stated: Any, config: str) -> list[str]:
     """The folders to look in: what the file calls `path`, where it is on this machine, and the file's own folder."""
     if stated is None:
         return [home]
     if not isinstance(stated, str) or "\0" in stated:
         raise KirieError(f"{config}: path must be a folder, got {stated!r:.80}.")
-    place = Path(os.path.abspath(home / stated.strip().replace("\\", "/")))
+    place = os.path.abspath(os.path.join(home, stated.strip().replace("\\", "/")))
     return [place, home] if os.path.isdir(place) and place != home else [home]
 
 
-def _found(bases: list[Path], entry: str) -> Path | None:
-    """The folder or list that an entry names; None where it is not.
+def _found(bases: Sequence[str], entry: str) -> str | None:
+    """The absolute path of the folder or file that an entry names; None where there is none.
 
     Exports of Roboflow write ../train/images for what lies beside the file, and absolute paths are often those of
-    another machine: their last parts are then looked for below the data set's folder.
+    another machine: their last parts are then looked for below the data set's folder, which is the last of `bases`.
     """
-    own, text = bases[-1], entry.replace("\\", "/")
-    inside = text
-    while inside.startswith("../"):
-        inside = inside[3:]
-    parts = [part for part in PureWindowsPath(text).parts[1:] if part != ".."]
-    tails = ["/".join(parts[start:]) for start in range(max(len(parts) - 1, 0))]
-    for place in (
-        *([own / inside] if inside != text else ()),
-        *(base / text for base in bases),
-        *(base / tail for tail in tails for base in bases),
-    ):
+    for place in _candidates(bases, entry.replace("\\", "/")):
         if os.path.isdir(place) or os.path.isfile(place):
-            return Path(os.path.abspath(place))
+            return os.path.abspath(place)
     return None
 
 
-def _pictures(place: Path, bases: list[Path], unfound: list[str]) -> Iterator[Path]:
+def _candidates(bases: Sequence[str], entry: str) -> Iterator[str]:
+    inside = entry
+    while inside.startswith("../"):
+        inside = inside[3:]
+    if inside != entry:
+        yield os.path.join(bases[-1], inside)
+    yield from (os.path.join(base, entry) for base in bases)
+    parts = [part for part in entry.split("/") if part not in ("", ".", "..")]
+    for start in range(0 if entry.startswith("/") else 1, len(parts) - 1):
+        yield from (os.path.join(base, *parts[start:]) for base in bases)
+
+
+def _pictures(place: str, bases: Sequence[str], unfound: list[str]) -> Iterator[str]:
     """The pictures in a folder, or those of a .txt list that are there; the others are added to `unfound`.
 
     Raises:
         KirieError: when a list is no text.
     """
-    if place.is_dir():
-        yield from (place / name for name in list_pictures(place))
+    if os.path.isdir(place):
+        yield from (os.path.join(place, name) for name in list_pictures(place))
         return
     for line in _lines(place, _MAX_LIST_BYTES):
-        found = _found([place.parent, *bases], line.text)
-        if found is not None and found.suffix.lower() in IMAGE_SUFFIXES:
+        found = _found([os.path.dirname(place), *bases], line.text)
+        if found is not None and found.lower().endswith(IMAGE_SUFFIXES):
             yield found
         else:
             unfound.append(line.text)
 
 
-def _labels(place: Path) -> Path:
+def _labels(place: str) -> str:
     """The path with its last `images` as `labels`; the path itself when it has none."""
-    parts = place.parts
-    at = max((i for i, part in enumerate(parts) if part == "images"), default=None)
-    return place if at is None else Path(*parts[:at], "labels", *parts[at + 1 :])
+    head, images, tail = f"{place}{os.sep}".rpartition(f"{os.sep}images{os.sep}")
+    return os.path.join(head, "labels", tail).rstrip(os.sep) if images else place
 
 
-def _pair(picture: Path, split: str, bases: list[Path]) -> Pair:
-    beside = picture.with_suffix(".txt")
-    mask = _labels(picture).with_suffix(".txt")
-    base = next((base for base in reversed(bases) if picture.is_relative_to(base)), Path(picture.anchor))
-    name = picture.relative_to(base).as_posix()
-    return Pair(name, str(picture), str(beside if beside.is_file() and not mask.is_file() else mask), split)
+def _text_of(picture: str) -> str:
+    return f"{os.path.splitext(picture)[0]}.txt"
 
 
-def _strays(place: Path, pictures: Iterable[Path]) -> Iterator[str]:
+def _pair(picture: str, split: str, bases: Sequence[str]) -> Pair:
+    mask, beside = _text_of(_labels(picture)), _text_of(picture)
+    if not os.path.isfile(mask) and os.path.isfile(beside):
+        mask = beside
+    base = next((base for base in reversed(bases) if picture.startswith(f"{base}{os.sep}")), "")
+    name = os.path.splitdrive(picture)[1] if not base else picture[len(base) :]
+    return Pair(name.replace(os.sep, "/").lstrip("/"), picture, mask, split)
+
+
+def _strays(place: str, pictures: Iterable[str]) -> Iterator[str]:
     """The label files of a folder of pictures that belong to none of them."""
-    folder, used = _labels(place), {_labels(picture).with_suffix(".txt") for picture in pictures}
-    if folder != place and place.is_dir():
-        texts = (file for file in folder.rglob("*.txt") if file.name not in BESIDE and not file.name.startswith("."))
-        yield from (str(file) for file in texts if file not in used)
+    folder, used = _labels(place), {_text_of(_labels(picture)) for picture in pictures}
+    if folder != place and os.path.isdir(place):
+        for below, _, files in os.walk(folder):
+            texts = (os.path.join(below, file) for file in files if file.endswith(".txt") and file not in BESIDE)
+            yield from (text for text in texts if text not in used)
 
 
 # Label files
@@ -283,7 +289,7 @@ class _Line(NamedTuple):
 
 
 class _Polygon(NamedTuple):
-    """A polygon with the number of its line; `shares` (P, 2) are x and y as shares of width and height in [0, 1]."""
+    """A polygon with the number of its line; `shares` (P, 2) are x and y as shares of width and height."""
 
     number: int
     label: int
@@ -350,7 +356,7 @@ def _polygons(path: str, classes: Classes) -> Iterator[_Polygon]:
                 f"{where} has coordinates from {low:g} to {high:g}; expected shares of the picture's width and height "
                 "in 0..1. Pixels are to be divided by its width and height."
             )
-        yield _Polygon(number, int(label), shares.clip(0, 1))
+        yield _Polygon(number, int(label), shares)
 
 
 def _filled(where: str, shares: npt.NDArray[np.float64], size: tuple[int, int]) -> Crop | bytes:

@@ -151,7 +151,7 @@ def _outline(picture: Picture, masks: Masks, color: Color, style: Style, width: 
     for crop in masks.crops():
         if style == "double":
             _rings(picture, crop, color, 3 * width)
-            _rings(picture, crop, (255, 255, 255), width)
+            _rings(picture, crop, (255, 255, 255), max(1, width // 2))
         elif style == "dashes":
             _rings(picture, crop, (20, 20, 20), 2 * width)
             _rings(picture, crop, color, 2 * width, dash=5 * width)
@@ -192,7 +192,7 @@ def _with_key(image: Image.Image, marks: tuple[Mark, ...]) -> Image.Image:
 def _sign(pen: ImageDraw.ImageDraw, mark: Mark, box: tuple[int, int, int, int]) -> None:
     """A swatch in the colour and style of a mark, on the grey of the picture."""
     left, top, right, bottom = box
-    thick = max(1, (bottom - top) // 7)
+    thick = max(1, (bottom - top) // 5)
     pen.rectangle(box, fill=mark.color if mark.style == "area" else (90, 90, 90))
     middle = (top + bottom) // 2
     if mark.style == "line":

@@ -146,8 +146,12 @@ def shown_predictor(model: SegmentationModel, *, threshold: float | None = None,
         threshold: the lowest score that is kept; None takes the model's own `threshold`, if it finds objects.
         settings: as `Predictor` takes them.
     """
-    own = model.threshold if isinstance(model, InstanceModel) else 0.0
-    return Predictor(model, threshold=own if threshold is None else threshold, **settings)
+    return Predictor(model, threshold=shown_from(model) if threshold is None else threshold, **settings)
+
+
+def shown_from(model: SegmentationModel) -> float:
+    """The score from which on a model's objects are worth showing to a person; 0 for a model that gives none."""
+    return model.threshold if isinstance(model, InstanceModel) else 0.0
 
 
 def _check_choice(

@@ -9,13 +9,15 @@ from PIL import Image
 
 from kirie.data.dataset import Dataset
 from kirie.drawing import contact_sheet, draw
-from kirie.prediction.predictor import Predictor
+from kirie.prediction.predictor import Predictor, shown_from
+from kirie.prediction.selection import select
+from kirie.results import Instances
 
 CELL = (180, 720)  # (H, W) of a picture with its truth and its result
 
 
 def result_sheet(predictor: Predictor, dataset: Dataset, indexes: Iterable[int]) -> Image.Image:
-    """Per chosen picture, two to a row: the picture, its truth, the result.
+    """Per chosen picture, two to a row: the picture, its truth, the result, of objects those worth showing.
 
     Args:
         predictor: of a model with the data set's classes.
@@ -29,6 +31,8 @@ def result_sheet(predictor: Predictor, dataset: Dataset, indexes: Iterable[int])
     for index in indexes:
         sample = dataset[index]
         result = predictor([sample.image])[0]
+        if isinstance(result, Instances):
+            result = select(result, threshold=shown_from(predictor.model))
         shown = [sample.image[..., :3], draw(sample.truth, sample.image), draw(result, sample.image)]
         cells.append((f"{sample.name}: picture, truth, result", shown))
     return contact_sheet(cells, columns=2, cell=CELL)

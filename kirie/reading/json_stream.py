@@ -99,11 +99,11 @@ class _Window:
     def next(self) -> str:
         """The next character that is no white space; '' at the end of the file."""
         while True:
+            if self._at < len(self._text) and self._text[self._at] not in " \t\r\n":
+                return self._text[self._at]
             place = _SPACE.match(self._text, self._at)
             self._at = place.end() if place else self._at
-            if self._at < len(self._text):
-                return self._text[self._at]
-            if not self._more(CHUNK):
+            if self._at == len(self._text) and not self._more(CHUNK):
                 return ""
 
     def step(self) -> None:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from kirie.classes import Classes
 from kirie.criterion import USUAL_LOSS, build_loss
-from kirie.data import open_dataset
+from kirie.data import is_dataset, open_dataset
 from kirie.data.batch import AugmentedSamples, BatchPlan, TrainingLoader
 from kirie.data.dataset import Dataset
 from kirie.errors import KirieError, counted
@@ -76,8 +76,8 @@ def train(
     """Trains a model and returns its run; the same road as `kirie train`.
 
     Args:
-        data: a recipe, its YAML file, or the folder of a data set. A folder is trained by the defaults, and unless
-            `model` or `changes` say otherwise with a U-Net that is small enough for a CPU.
+        data: a recipe, its YAML file, or a data set: its folder, or the file of a COCO or YOLO one. A data set is
+            trained by the defaults, and unless `model` or `changes` say otherwise with a U-Net small enough for a CPU.
         model: a row of `MODELS` to use in place of the recipe's.
         changes: entries of the recipe to set, such as "train.epochs=40".
         out: the run's folder. When not given `runs/DATA`, by the name of the data's folder, and `runs/DATA-MODEL` for
@@ -91,20 +91,21 @@ def train(
     own_model = model not in (None, "unet") or any(change.startswith("model.") for change in changes)
     if model is not None:
         changes = (f"model.name={model}", *changes)
+    whole = not isinstance(data, Recipe) and is_dataset(data)
     if isinstance(data, Recipe):
         recipe = parse_recipe(recipe_values(data), changes)
-    elif Path(data).is_dir():
+    elif whole:
         values = {"data": {"path": str(data)}, "model": {} if own_model else {"arguments": SMALL_UNET}}
         recipe = parse_recipe(values, changes)
     else:
         recipe = read_recipe(data, changes)
-    is_folder = not isinstance(data, Recipe) and Path(data).is_dir()
-    folder = Path(out) if out is not None else _usual_folder(recipe, with_model=not is_folder)
+    folder = Path(out) if out is not None else _usual_folder(recipe, with_model=not whole)
     return fit(recipe, folder, resume=resume, device=device)
 
 
 def _usual_folder(recipe: Recipe, *, with_model: bool) -> Path:
-    data = Path(os.path.abspath(recipe.data.path)).name or "run"
+    path = Path(os.path.abspath(recipe.data.path))
+    data = (path.stem if path.is_file() else path.name) or "run"
     return Path("runs") / (f"{data}-{recipe.model.name.rpartition(':')[2]}" if with_model else data)
 
 
@@ -225,6 +226,8 @@ def _datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
         shown = ", ".join(training.unfound[:3])
         what = counted(len(training.unfound), "picture")
         say(f"{data.path}: lists name {what} without a file, such as {shown}; left out. `kirie inspect` tells more.")
+    for words in training.left_out:
+        say(words)
     # As `evaluate` does: measured at the pictures' own size, whatever size the model sees them at.
     validation = training.only(data.val, own_size=True)
     for split, dataset in ((data.train, training), (data.val, validation)):

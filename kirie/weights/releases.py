@@ -141,6 +141,10 @@ _VOC_LICENCE = "MIT repository, no statement on the weights; trained on Pascal V
 _CITYSCAPES_LICENCE = "MIT repository, no statement on the weights; trained on Cityscapes (data for non-commercial use)"
 _ADE_LICENCE = "MIT repository, no statement on the weights; trained on ADE20K (pictures for research and education)"
 _YOLACT_LICENCE = "MIT repository, no statement on the weights; trained on COCO"
+_ADELAIDET_LICENCE = (
+    "published with AdelaiDet (2-clause BSD for academic use, commercial use needs an agreement), no statement on the "
+    "weights; trained on COCO"
+)
 _GPL_LICENCE = "published with a GPL-3.0 repository, no statement on the weights"
 
 
@@ -350,6 +354,25 @@ def _yolact(name: str, encoder: str, score: float, input_size: int = 550) -> Rel
     )
 
 
+def _solov2(depth: int, score: float) -> Release:
+    return Release(
+        publisher="adelaidet",
+        architecture="solov2",
+        form={"encoder": f"resnet{depth}", "width": 512},
+        file=f"SOLOv2_R{depth}_3x.pth",
+        page="https://github.com/aim-uofa/AdelaiDet/blob/master/configs/SOLOv2/README.md",
+        count=80,
+        classes="COCO",
+        data="COCO",
+        score=score,
+        metric="mask AP on COCO val2017",
+        source="README of AdelaiDet's SOLOv2",
+        licence=_ADELAIDET_LICENCE,
+        short_side=800,
+        long_side=1333,
+    )
+
+
 RELEASES: dict[str, Release] = {
     "torchvision/deeplabv3_resnet50": _torchvision(
         "deeplabv3_resnet50_coco-cd0a2569.pth", "deeplabv3", "resnet50", 66.4
@@ -432,6 +455,8 @@ RELEASES: dict[str, Release] = {
         note="trained on pictures at half their size, which for Carvana's is a shorter side of 640",
     ),
     "milesial/unet-carvana": _milesial("v3.0", "unet_carvana_scale1.0_epoch2.pth"),
+    "adelaidet/solov2-r50": _solov2(50, 37.6),
+    "adelaidet/solov2-r101": _solov2(101, 39.0),
     "yolact/resnet50": _yolact("resnet50", "resnet50", 28.2),
     "yolact/darknet53": _yolact("darknet53", "darknet53", 28.7),
     "yolact/base": _yolact("base", "resnet101", 29.8),

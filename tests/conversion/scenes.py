@@ -1,6 +1,7 @@
 """Small data sets to convert, whose truth is known as arrays."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -99,7 +100,7 @@ def pictures_of(path, split, task="instance"):
     """The bytes of each picture of a split, with what a data set says of it."""
     dataset = open_dataset(path, split, task=task)
     return {
-        open(dataset.file_facts(index)["image"], "rb").read(): read(dataset, index) for index in range(len(dataset))
+        Path(dataset.file_facts(index)["image"]).read_bytes(): read(dataset, index) for index in range(len(dataset))
     }
 
 

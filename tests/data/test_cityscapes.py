@@ -1,5 +1,7 @@
+import json
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -169,3 +171,100 @@ def test_what_cannot_be_understood(cityscapes, change, why):
     with pytest.raises(KirieError, match=why):
         open_dataset(cityscapes)
     assert not inspect_dataset(cityscapes).ok
+
+
+# Objects
+
+THINGS = {24: "person", 25: "rider", 26: "car", 27: "truck", 28: "bus", 31: "train", 32: "motorcycle", 33: "bicycle"}
+
+
+def instance_ids(seed):
+    """A (12, 20) map of ids as the published scripts number them: groups below 1000, objects from 1000."""
+    rng = np.random.default_rng(seed)
+    values = [7, 21, 24, 26, 24000, 24001, 26003, 26017, 33000, 29001, 30, 14, 0, 255, 4, 7001]
+    return np.kron(rng.choice(np.array(values, np.uint16), (6, 10)), np.ones((2, 2), np.uint16))
+
+
+def with_objects(root):
+    for index, path in enumerate(sorted((root / "gtFine").rglob("*_instanceIds.png"))):
+        pixels = np.resize(np.array([0, 1, 3], np.uint16), SIZE) if "test" in path.parts else instance_ids(index)
+        cv2.imwrite(str(path), pixels)
+
+
+def test_objects_and_groups(cityscapes):
+    """The rule of the evaluation script: class and number from 1000 on, groups below, the eight classes alone."""
+    with_objects(cityscapes)
+    files = sorted((cityscapes / "gtFine").rglob("*_instanceIds.png"))
+    assert open_dataset(cityscapes, "train").task == "semantic"
+    for split, offset in (("train", 1), ("val", 4)):
+        data = open_dataset(cityscapes, split, task="instance")
+        assert type(data) is CityscapesDataset and data.task == "instance"
+        assert data.classes.names == tuple(THINGS.values()) and data.classes.ids == tuple(THINGS)
+        assert all(data.classes.things) and data.classes.colors[2] == (0, 0, 142)
+        for index in range(len(data)):
+            pixels = cv2.imread(data.file_facts(index)["mask"], cv2.IMREAD_UNCHANGED)
+            assert data.file_facts(index)["mask"] == str(files[index + offset]) and pixels.dtype == np.uint16
+            expected = {}
+            for value in np.unique(pixels):
+                number = int(value) // 1000 if value >= 1000 else int(value)
+                if number in THINGS:
+                    expected[(pixels == value).tobytes()] = (THINGS[number], bool(value < 1000))
+            truth = data[index].truth
+            rows = zip(truth.masks, truth.labels, truth.crowd, strict=True)
+            assert {m.tobytes(): (truth.classes.names[label], bool(crowd)) for m, label, crowd in rows} == expected
+            assert len(truth) == len(expected) and truth.crowd.any()
+
+
+def test_objects_by_counting(cityscapes):
+    with_objects(cityscapes)
+    pixels = np.stack([cv2.imread(str(f), -1) for f in sorted((cityscapes / "gtFine").rglob("*_instanceIds.png"))[1:]])
+    found = inspect_dataset(cityscapes, task="instance")
+    assert found.ok and (found.task, found.format, found.published) == ("instance", "ids", "Cityscapes")
+    for entry, number in zip(found.classes, THINGS, strict=True):
+        assert entry.pixels == ((pixels == number) | (pixels // 1000 == number)).sum()
+        assert entry.instances == sum(len(set(p[p // 1000 == number].tolist())) for p in pixels)
+    assert found.crowds == sum(len({24, 26} & set(p.ravel().tolist())) for p in pixels)
+
+
+def test_pictures_without_objects_and_the_dummies(cityscapes):
+    with_objects(cityscapes)
+    for path in (cityscapes / "gtFine" / "train").rglob("*_instanceIds.png"):
+        cv2.imwrite(str(path), np.full(SIZE, 7, np.uint16))
+    data = open_dataset(cityscapes, "train", task="instance")
+    assert [len(data[i].truth) for i in range(3)] == [0, 0, 0] and data.splits == ("train", "val")
+    with pytest.raises(KirieError, match="dummies"):
+        data.only("test")
+
+
+def test_objects_painted_as_classes(cityscapes):
+    """A later id covers an earlier one nowhere, so that the map of the objects is that of their classes."""
+    with_objects(cityscapes)
+    settings = FolderSettings(suffix="_gtFine_instanceIds")
+    data = open_dataset(cityscapes, "val", task="semantic", settings=settings)
+    pixels = instance_ids(4)
+    numbers = np.where(pixels >= 1000, pixels // 1000, pixels)
+    expected = np.zeros(SIZE, np.uint8)
+    for label, number in enumerate(THINGS, 1):
+        expected[numbers == number] = label
+    assert data.classes.names == ("background", *THINGS.values())
+    assert np.array_equal(data[0].truth.labels, expected)
+    assert open_dataset(cityscapes, "val", settings=settings).task == "instance"
+
+
+def test_own_things(cityscapes):
+    with_objects(cityscapes)
+    table = {"classes": ["way", "car", "trailer"], "ids": [7, 26, 30], "things": ["car"]}
+    (cityscapes / "classes.json").write_text(json.dumps(table))
+    data = open_dataset(cityscapes, "val", task="instance")
+    found, pixels = data[0].truth, instance_ids(4)
+    expected = [value for value in np.unique(pixels) if value == 26 or value // 1000 == 26]
+    assert data.classes.names == ("car",)
+    assert np.array_equal(found.masks.dense(), [pixels == value for value in expected])
+    assert not inspect_dataset(cityscapes, task="instance").published
+
+
+def test_without_files_of_objects(cityscapes):
+    for path in (cityscapes / "gtFine").rglob("*_instanceIds.png"):
+        path.unlink()
+    with pytest.raises(KirieError, match=r"holds no label files \*_gtFine_instanceIds\.png in the splits"):
+        open_dataset(cityscapes, task="instance")

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import VOCSegmentation
 
 from kirie.class_lists import VOC
 from kirie.data import open_dataset
@@ -225,3 +226,132 @@ def test_street_laid_out_as_voc_is_the_same(shared, tmp_path):
         source = plain[int(data.name(index).split()[1][:-4])]
         assert np.array_equal(data[index].truth.labels, source.truth.labels)
         assert np.array_equal(data[index].image, source.image)
+
+
+# Objects
+
+
+def objects(home, name, seed):
+    """The two palette PNGs of a picture of the release: up to four boxes of classes with a border of 255 round each."""
+    rng = np.random.default_rng(seed)
+    numbers, classes = np.zeros((2, *SIZE), np.uint8)
+    for number in range(1, 3 + seed % 3):
+        top, left = rng.integers(0, (7, 11)).tolist()
+        numbers[top : top + 5, left : left + 5] = classes[top : top + 5, left : left + 5] = 255
+        numbers[top + 1 : top + 4, left + 1 : left + 4] = number
+        classes[top + 1 : top + 4, left + 1 : left + 4] = rng.integers(1, 21)
+    mask(home, name, numbers, "SegmentationObject")
+    mask(home, name, classes)
+    return numbers, classes
+
+
+@pytest.fixture
+def voc_objects(voc):
+    for index in range(5):
+        objects(voc, f"2007_00{index}", index)
+    return voc
+
+
+def check_objects(found, numbers, classes):
+    """The masks and classes of the objects, against the pixels: void is no object."""
+    present = [number for number in np.unique(numbers) if number not in (0, 255)]
+    assert np.array_equal(found.masks.dense(), [numbers == number for number in present])
+    assert [found.classes.names[i] for i in found.labels] == [
+        VOC.names[np.bincount(classes[(numbers == number) & (classes < 21)]).argmax()] for number in present
+    ]
+
+
+@pytest.mark.parametrize("above", ["", "../.."])
+def test_objects_of_the_release(voc_objects, above):
+    path = (voc_objects / above).resolve()
+    assert open_dataset(path).task == "semantic"
+    theirs = VOCSegmentation(voc_objects.parent.parent, "2012", "train")
+    train, every = open_dataset(path, "train", task="instance"), open_dataset(path, task="instance")
+    assert type(train) is VocDataset and (train.task, len(train), len(every)) == ("instance", 3, 5)
+    assert train.classes.names == VOC.names[1:] and train.classes.colors == VOC.colors[1:]
+    for index in range(5):
+        name = f"2007_00{index}"
+        numbers, classes = objects(voc_objects, name, index)
+        check_objects(every[index].truth, numbers, classes)
+        facts = every.file_facts(index)
+        assert facts["classes"].endswith(f"SegmentationClass/{name}.png") and "SegmentationObject" in facts["mask"]
+        if index < 3:
+            assert np.array_equal(np.asarray(theirs[index][1]), classes) and theirs.images[index] == facts["image"]
+    assert len(pickle.loads(pickle.dumps(train)).only("val")[0].truth) > 0
+    small = open_dataset(path, task="instance", settings=FolderSettings(short_side=6))[2]
+    assert small.truth.size == small.image.shape[:2] == (6, 8)
+
+
+def test_objects_by_counting(voc_objects):
+    found = inspect_dataset(voc_objects, task="instance")
+    drawn = [objects(voc_objects, f"2007_00{index}", index) for index in range(5)]
+    assert found.ok and (found.task, found.format, found.published) == ("instance", "ids", "Pascal VOC")
+    assert sum(entry.instances for entry in found.classes) == sum(len(set(n.ravel()) - {0, 255}) for n, _ in drawn)
+    for number, entry in enumerate(found.classes, 1):
+        assert entry.pixels == sum((classes == number).sum() for _, classes in drawn)
+
+
+def in_colours(home):
+    """The files of objects and of classes as CVAT writes both: the colour table of VOC in place of the numbers."""
+    table = np.zeros((256, 3), np.uint8)
+    for shift in range(8):
+        for channel in range(3):
+            table[:, channel] |= ((np.arange(256) >> (3 * shift + channel)) & 1).astype(np.uint8) << (7 - shift)
+    for index in range(5):
+        numbers, classes = objects(home, f"2007_00{index}", index)
+        for folder, pixels in (("SegmentationObject", numbers), ("SegmentationClass", classes)):
+            Image.fromarray(table[pixels]).save(home / folder / f"2007_00{index}.png")
+
+
+@pytest.mark.parametrize("table", ["", "background:0,0,0::\nbolt:128,0,0::\n"])
+def test_a_colour_for_each_object(voc_objects, table):
+    in_colours(voc_objects)
+    if table:
+        (voc_objects / "labelmap.txt").write_text(table)
+    data = open_dataset(voc_objects, task="instance")
+    for index in range(5):
+        truth, (numbers, classes) = data[index].truth, objects(voc_objects, "x", index)
+        found = {m.tobytes(): truth.classes.names[i] for m, i in zip(truth.masks, truth.labels, strict=True)}
+        assert found == {
+            (numbers == n).tobytes(): "bolt" if table else VOC.names[classes[numbers == n].max()]
+            for n in set(numbers.ravel()) - {0, 255}
+        }
+
+
+def test_one_class_of_objects(voc_objects):
+    (voc_objects / "labelmap.txt").write_text("background:0,0,0::\nbolt:128,0,0::\n")
+    for index in range(5):
+        _, classes = objects(voc_objects, f"2007_00{index}", index)
+        mask(voc_objects, f"2007_00{index}", np.where(classes == 255, 255, classes > 0).astype(np.uint8))
+    data = open_dataset(voc_objects, task="instance")
+    assert data.classes.names == ("bolt",)
+    for index in range(5):
+        numbers, _ = objects(voc_objects, "x", index)
+        present = sorted(set(numbers.ravel()) - {0, 255})
+        assert np.array_equal(data[index].truth.masks.dense(), [numbers == n for n in present])
+
+
+def test_the_enlarged_list_has_no_objects(voc_objects):
+    picture(voc_objects, "2008_000", "JPEGImages")
+    mask(voc_objects, "2008_000", np.full(SIZE, 7, np.uint8), "SegmentationClassAug")
+    write_list(voc_objects, "trainaug", "2007_000", "2008_000")
+    assert len(open_dataset(voc_objects, "train", task="instance")) == 3
+    assert len(open_dataset(voc_objects, "train")) == 2
+
+
+def test_objects_that_are_wrong(voc_objects):
+    write_list(voc_objects, "train", "2007_000", "2007_001", "2007_002", "2008_000")
+    (voc_objects / "SegmentationClass" / "2007_000.png").unlink()
+    numbers, classes = objects(voc_objects, "2007_001", 1)
+    mask(voc_objects, "2007_001", np.where(numbers == 1, 77, classes).astype(np.uint8))
+    mask(voc_objects, "2007_002", np.zeros((5, 5), np.uint8))
+    data = open_dataset(voc_objects, "train", task="instance")
+    for index, why in enumerate(
+        ["no mask says their classes", r"77 \(9 pixels\)", "is 12 x 16 .* is 5 x 5", "no label file"]
+    ):
+        with pytest.raises(KirieError, match=why):
+            data[index]
+    kinds = {fault.kind for fault in inspect_dataset(voc_objects, task="instance").faults if fault.severity == "fault"}
+    assert kinds == {
+        "picture without class mask", "unknown ids", "label file cannot be used", "picture without label file",
+    }  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from kirie.drawing.curves import confusion_figure, distribution_figure, figure_png, history_figure
+from kirie.drawing.curves import confusion_figure, distribution_figure, figure_png, history_figure, lines_figure
 from kirie.errors import KirieError
 
 
@@ -129,6 +129,19 @@ def test_a_distribution_counts_every_finite_value_and_marks_the_median():
     assert figure_png(distribution_figure([7.0], "seconds"))
     with pytest.raises(KirieError, match="at least one finite"):
         distribution_figure([math.nan], "IoU")
+
+
+def test_lines_are_the_values_and_differ_without_colours():
+    x = np.linspace(0, 1, 5)
+    figure = lines_figure(x, {"a": x**2, "b": np.array([0.5, np.nan, 0.25, 0, 1])}, across="recall", up="precision")
+    (axes,) = figure.axes
+    first, second = axes.lines
+    np.testing.assert_array_equal(first.get_ydata(), x**2)
+    assert math.isnan(second.get_ydata()[1]) and first.get_linestyle() != second.get_linestyle()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("recall", "precision") and figure_png(figure)[1:4] == b"PNG"
+    with pytest.raises(KirieError, match="precision needs at least one"):
+        lines_figure(x, {"a": x * np.nan}, across="recall", up="precision")
 
 
 def test_drawing_leaves_pyplot_alone_and_the_package_is_light(tmp_path):

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -366,3 +367,8 @@ def test_the_report_as_json_and_as_rows():
     assert sum(row["objects"] for row in report.rows()) == sum(len(t.singles()) for _, t in made_up(6))
     for row, name in zip(report.rows(), CLASSES.names, strict=True):
         assert row["class"] == name and 0 <= row["ap"] <= row["ap50"] <= 1
+
+
+def test_what_was_collected_travels_between_processes():
+    metric = metric_of(made_up(3))
+    assert pickle.loads(pickle.dumps(metric)).compute().to_dict() == metric.compute().to_dict()

@@ -11,10 +11,12 @@ from tiny import colour_unet, run_cli
 
 import kirie
 from kirie.classes import Classes
+from kirie.data.dataset import Sample
 from kirie.errors import KirieError
 from kirie.masks import Crop, Masks
 from kirie.prediction.predictor import Predictor
 from kirie.prediction.selection import select
+from kirie.prediction.sheet import result_sheet
 from kirie.results import Instances
 
 
@@ -118,6 +120,15 @@ def test_a_semantic_model_has_no_objects_to_choose(wishes):
 def test_a_wrong_wish_is_told_before_the_first_picture():
     with pytest.raises(KirieError, match="'purple'"):
         Predictor(Finder(), device="cpu", keep=["purple"])
+
+
+def test_a_sheet_shows_what_is_worth_showing(monkeypatch):
+    picture, drawn = areas_picture(), []
+    everything = found(picture / 255)
+    sample = Sample(picture, everything, "a.png")
+    monkeypatch.setattr("kirie.prediction.sheet.draw", lambda result, image: drawn.append(len(result)) or image)
+    result_sheet(Predictor(Finder(), device="cpu"), [sample], [0])
+    assert drawn == [len(everything), int((everything.scores >= 0.5).sum())]
 
 
 # The command line

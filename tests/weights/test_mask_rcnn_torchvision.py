@@ -1,6 +1,7 @@
 """Torchvision's own Mask R-CNNs beside what `kirie import` makes of their state dicts: answers, losses, gradients."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from kirie.results import Instances
 from kirie.weights.load import import_checkpoint
 from tests.weights.parity import through_file
 
-SIZE = (203, 290)  # neither a multiple of 32: both pad
+SIZE = (131, 190)  # neither a multiple of 32: both pad
 
 
 def network(name, classes=91, **options):
@@ -34,13 +35,25 @@ def network(name, classes=91, **options):
         for part, parameter in model.named_parameters():
             if part.endswith("bias"):
                 parameter.normal_(0, 0.02)
-        model.rpn.head.cls_logits.weight.normal_(0, 0.01)
-        model.rpn.head.bbox_pred.weight.normal_(0, 0.01)
-        model.roi_heads.box_predictor.cls_score.weight.normal_(0, 0.1)
-        model.roi_heads.box_predictor.bbox_pred.weight.normal_(0, 0.02)
-        model.roi_heads.mask_predictor.mask_fcn_logits.weight.normal_(0, 0.1)
     model.transform.min_size, model.transform.max_size = (min(SIZE),), 10**6  # no other size than the picture's
-    return model.eval()
+    model.eval()
+    predictor = model.roi_heads.box_predictor
+    for layer, spread in (
+        (model.rpn.head.cls_logits, 2), (model.rpn.head.bbox_pred, 0.5), (predictor.cls_score, 2),
+        (predictor.bbox_pred, 1), (model.roi_heads.mask_predictor.mask_fcn_logits, 2),
+    ):  # fmt: skip
+        adapt(model, layer, spread)
+    return model
+
+
+@torch.no_grad()
+def adapt(model, layer, spread):
+    """Gives the outputs of a layer that deviation, so that its answers are neither all alike nor all sure."""
+    kept = []
+    handle = layer.register_forward_hook(lambda _, given, output: kept.append(output.std()))
+    model([picture()[0]])
+    handle.remove()
+    layer.weight.mul_(spread / kept[0])
 
 
 def picture(size=SIZE):
@@ -70,6 +83,25 @@ def test_the_form_is_told_by_names_and_shapes(pair):
     assert count[0] == count[1] - without_effect
 
 
+def paired(boxes, labels, scores, expected):
+    """For each box that is expected, the place of its own among those found: of its label, and nearly its score.
+
+    Those of equal scores come in any order.
+    """
+    out = []
+    rest = np.arange(len(boxes))
+    for box, label, score in zip(*(expected[k].numpy() for k in ("boxes", "labels", "scores")), strict=True):
+        near = np.abs(boxes[rest] - box).max(1) + 1e4 * np.abs(scores[rest] - score) + 1e4 * (labels[rest] != label)
+        assert near.min() < 1, "a box that is expected was not found"
+        out.append(rest[near.argmin()])
+        rest = np.delete(rest, near.argmin())
+    return np.array(out)
+
+
+def only(expected, chosen):
+    return {key: value[torch.as_tensor(chosen)] for key, value in expected.items()}
+
+
 @torch.no_grad()
 def test_proposals_are_torchvisions(pair):
     theirs, ours, _ = pair
@@ -88,30 +120,35 @@ def test_proposals_are_torchvisions(pair):
         patch.setattr(mask_rcnn, "select", spy)
         ours.decode(ours(picture()), [SIZE])
     assert len(kept[0]) == len(asked[0]) > 300
-    torch.testing.assert_close(asked[0], kept[0], atol=2e-3, rtol=0)
+    away = (asked[0][:, None] - kept[0]).abs().amax(2)  # equal logits come in any order
+    assert away.amin(0).max() < 2e-3 and away.amin(1).max() < 2e-3
+    assert (away.diagonal() < 2e-3).float().mean() > 0.98
 
 
 @torch.no_grad()
 def test_objects_are_torchvisions(pair):
     theirs, ours, _ = pair
-    limits = (theirs.roi_heads.score_thresh, theirs.roi_heads.detections_per_img)
-    theirs.roi_heads.score_thresh, theirs.roi_heads.detections_per_img = 0.02, 10**4
-    ours.score_threshold, ours.max_detections = 0.02, 10**4
+    theirs.roi_heads.detections_per_img = ours.max_detections = 10**4
+    theirs.roi_heads.score_thresh = ours.score_threshold = 0.3
     expected = theirs([picture()[0]])[0]
     found = ours.decode(ours(picture()), [SIZE])[0]
-    theirs.roi_heads.score_thresh, theirs.roi_heads.detections_per_img = limits
-    ours.score_threshold, ours.max_detections = 0.05, 100
-    labels = expected["labels"].numpy()
-    known = np.isin(labels, COCO.ids)  # random weights find what is no category, too
-    assert known.sum() == len(found) > 100 and len(np.unique(found.labels)) > 3
-    np.testing.assert_array_equal(np.array(COCO.ids)[found.labels], labels[known])
-    np.testing.assert_allclose(found.scores, expected["scores"][known], atol=1e-5)
-    np.testing.assert_allclose(found.boxes, expected["boxes"][known], atol=5e-3)
-    masks = expected["masks"][known][:, 0].numpy() > 0.5
-    same = [np.array_equal(one, other) for one, other in zip(found.masks, masks, strict=True)]
-    assert np.mean(same) > 0.97 and 0.05 < masks.mean() / (masks.any((1, 2)).mean() + 1e-9) < 0.95
-    for one, other in zip(found.masks, masks, strict=True):
-        assert (one ^ other).sum() <= 0.01 * other.sum() + 2
+    theirs.roi_heads.detections_per_img = ours.max_detections = 100
+    theirs.roi_heads.score_thresh = ours.score_threshold = 0.05
+    expected = only(expected, np.isin(expected["labels"], COCO.ids))  # random weights find what is no category, too
+    assert len(expected["boxes"]) == len(found) > 20 and len(np.unique(found.labels)) > 3
+    order = paired(found.boxes, np.array(COCO.ids)[found.labels], found.scores, expected)
+    assert (order == np.arange(len(order))).mean() > 0.9
+    np.testing.assert_allclose(found.scores[order], expected["scores"], atol=1e-5)
+    np.testing.assert_allclose(found.boxes[order], expected["boxes"], atol=2e-2)
+    equal_masks(found.masks[order], expected["masks"])
+
+
+def equal_masks(found, expected):
+    masks = expected[:, 0].numpy() > 0.5
+    assert 0.2 < np.mean([mask.any() for mask in masks])
+    wrong = [(one ^ other).sum() for one, other in zip(found, masks, strict=True)]
+    assert np.mean(np.array(wrong) == 0) > 0.9
+    assert all(count <= 0.01 * mask.sum() + 2 for count, mask in zip(wrong, masks, strict=True))
 
 
 @torch.no_grad()
@@ -126,13 +163,12 @@ def test_results_at_another_size_are_torchvisions(pair):
     size = kept[0].image_sizes[0]
     small = kept[0].tensors[:, :, : size[0], : size[1]] * ours.std + ours.mean
     found = ours.decode(ours(small), [SIZE])[0]
-    known = np.isin(expected["labels"].numpy(), COCO.ids)
-    count = min(20, len(found), int(known.sum()))
-    assert count >= 10
-    np.testing.assert_allclose(found.boxes[:count], expected["boxes"][known][:count], atol=1e-2)
-    masks = expected["masks"][known][:count, 0].numpy() > 0.5
-    for one, other in zip(found.masks[:count], masks, strict=True):
-        assert (one ^ other).sum() <= 0.01 * other.sum() + 2
+    expected = only(expected, np.isin(expected["labels"], COCO.ids))
+    expected = only(expected, np.arange(min(10, len(expected["boxes"]))))
+    assert len(expected["boxes"]) == 10
+    order = paired(found.boxes, np.array(COCO.ids)[found.labels], found.scores, expected)
+    np.testing.assert_allclose(found.boxes[order], expected["boxes"], atol=2e-2)
+    equal_masks(found.masks[order], expected["masks"])
 
 
 # ---- losses
@@ -144,7 +180,7 @@ def rectangles(seed=0, count=6):
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     masks = []
     for _ in range(count):
-        cy, cx, ry, rx = rng.uniform([20, 20, 6, 6], [SIZE[0] - 20, SIZE[1] - 20, 60, 90])
+        cy, cx, ry, rx = rng.uniform([20, 20, 6, 6], [SIZE[0] - 20, SIZE[1] - 20, 40, 60])
         masks.append(((y - cy) / ry) ** 2 + ((x - cx) / rx) ** 2 < 1)
     masks[0][:] = False
     masks[0][50:53, 70:73] = True  # of three pixels
@@ -158,18 +194,20 @@ def rectangles(seed=0, count=6):
     return truth, target
 
 
-def all_of_it(monkeypatch, theirs):
+def all_of_it(monkeypatch, theirs, ours):
     """Everything learns, on both sides, so that nothing depends on chance."""
     monkeypatch.setattr(mask_rcnn, "REGIONS", 10**6)
     losses = mask_rcnn.proposal_losses
     monkeypatch.setattr(mask_rcnn, "proposal_losses", lambda *a, **k: losses(*a, **k, count=10**6))
+    monkeypatch.setitem(theirs.rpn._post_nms_top_n, "training", 100)
+    monkeypatch.setattr(ours, "flavour", replace(ours.flavour, learning_proposals=100))
     for sampler in (theirs.rpn.fg_bg_sampler, theirs.roi_heads.fg_bg_sampler):
         monkeypatch.setattr(sampler, "batch_size_per_image", 10**6)
 
 
 def test_losses_and_gradients_are_torchvisions(pair, monkeypatch):
     theirs, ours, _ = pair
-    all_of_it(monkeypatch, theirs)
+    all_of_it(monkeypatch, theirs, ours)
     truths, targets = zip(*(rectangles(seed) for seed in (0, 1)), strict=True)
     images = torch.cat([picture(), picture().flip(3)])
     monkeypatch.setattr(theirs.transform, "_skip_resize", True)
@@ -218,13 +256,13 @@ def small(classes=4, norm=None):
     torch.manual_seed(0)
     body = detection.backbone_utils.resnet_fpn_backbone(backbone_name="resnet18", weights=None, norm_layer=norm)
     model = detection.MaskRCNN(body, classes).eval()
-    with torch.no_grad():
-        model.roi_heads.box_predictor.cls_score.weight.normal_(0, 0.3)
-    for module in model.modules():
-        if isinstance(module, FrozenBatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)
-            module.running_var.uniform_(0.001, 0.01)
+    first = model.backbone.body.bn1
+    with torch.no_grad():  # so that what is added to the variance tells
+        first.running_var.uniform_(5e-6, 2e-5)
+        first.weight.fill_(0.005)
     model.transform.min_size, model.transform.max_size = (64,), 10**6
+    adapt(model, model.rpn.head.cls_logits, 2)
+    adapt(model, model.roi_heads.box_predictor.cls_score, 2)
     return model
 
 
@@ -233,8 +271,8 @@ def same_answers(theirs, ours):
     image = picture((64, 96))
     expected, found = theirs([image[0]])[0], ours.decode(ours(image), [(64, 96)])[0]
     assert len(found) == len(expected["boxes"]) > 0
-    np.testing.assert_array_equal(found.labels, expected["labels"] - 1)
-    np.testing.assert_allclose(found.boxes, expected["boxes"], atol=5e-3)
+    order = paired(found.boxes, found.labels + 1, found.scores, expected)
+    np.testing.assert_allclose(found.boxes[order], expected["boxes"], atol=2e-2)
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -297,7 +335,7 @@ def without(part):
     ("change", "message"),
     [
         (without("cls_score"), "lacks roi_heads.box_predictor.cls_score.weight"),
-        (without("fc7"), "box_head"),
+        (without("fc6"), r"unknown \['box_head\.layers\.1"),
         (without("inner_blocks.1"), r"missing \['fpn\.laterals\.1"),
         (without("layer3.1"), "blocks per stage"),
         (lambda s: s | old_names(s), "before torchvision 0.13 and of after"),

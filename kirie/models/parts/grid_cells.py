@@ -112,7 +112,7 @@ def checked_grids(
         )
     if any(high < low for (_, high), (low, _) in pairwise(pairs)):
         raise KirieError(
-            f"scale_ranges must leave no gap, or objects between one and the next would be left out; got {ranges!r:.120}."
+            f"scale_ranges must leave no gap, or objects between two of them would be left out; got {ranges!r:.120}."
         )
     return _row(grids), _row(strides), tuple((low, high) for low, high in pairs)
 
@@ -129,7 +129,7 @@ def _framed(masks: Masks, frame: tuple[int, int]) -> Masks:
 def _owners(
     masks: Masks, boxes: npt.NDArray[Any], frame: tuple[int, int], grids: Sequence[int], ranges: Sequence[Range]
 ) -> npt.NDArray[np.int64]:
-    sides = (boxes[:, 3:0:-2] - boxes[:, 1::-1]).clip(1)  # (N, 2): height, width
+    sides = (boxes[:, 3:1:-1] - boxes[:, 1::-1]).clip(1)  # (N, 2): height, width
     roots = np.sqrt(sides.prod(1))
     there = masks.areas() > 0
     centres = np.array([_centre(crop) for crop in masks.crops()]).reshape(-1, 2)

@@ -51,7 +51,7 @@ def pooled(
     side = ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).clamp(min=0).sqrt()
     first, last = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
     level = (_LEVEL + (side / _WHOLE).log2() + 1e-6).floor().clamp(first, last)
-    out = maps[0].new_zeros((len(boxes), maps[0].shape[1], cells, cells), dtype=torch.float32)
+    out = maps[0].new_zeros((boxes.shape[0], maps[0].shape[1], cells, cells), dtype=torch.float32)
     for own, (x, stride) in enumerate(zip(maps, strides, strict=True), first):
         index = torch.where(level == own)[0]
         part = roi_align(x.float().contiguous(), rows[index], cells, 1 / stride, samples, aligned)

@@ -1,0 +1,112 @@
+"""The command that shows the whole road: demo."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kirie.cli_data import show_inspection
+from kirie.cli_results import Device, run_prediction, show_evaluation
+from kirie.errors import KirieError
+
+# Per task: what is trained, in words; changes to the defaults; what is written of the predictions.
+_TRAININGS = {
+    "semantic": (
+        "a small U-Net",
+        {
+            "data.task": "semantic",
+            "model.name": "unet",
+            "model.arguments": "{width: 16, bias: false, standardise: true}",
+            "train.loss": "ce+dice",
+            "train.patch": "[160, 160]",
+            "train.batch_size": "8",
+            "train.draws": "2",
+            "train.learning_rate": "3e-3",
+            "train.validate_every": "13",
+            "train.samples_every": "13",
+        },
+        52,
+        "labels,overlay",
+    ),
+    "instance": (
+        "a small Mask R-CNN",
+        {
+            "data.task": "instance",
+            "model.name": "mask_rcnn",
+            "model.arguments": "{encoder: resnet18}",
+            "train.patch": "[160, 160]",
+            "train.batch_size": "4",
+            "train.learning_rate": "1e-3",
+            "train.validate_every": "8",
+            "train.samples_every": "8",
+        },
+        24,
+        "overlay,csv,cutouts",
+    ),
+}
+
+
+def demo(
+    task: Annotated[str, typer.Option(help="semantic (which ground) or instance (which coin).")] = "semantic",
+    out: Annotated[Path | None, typer.Option(help="Where data, run and results go (default: demo, demo-TASK).")] = None,
+    pictures: Annotated[int, typer.Option(help="How many pictures to make.")] = 120,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
+    device: Device = "auto",
+) -> None:
+    """See the whole road in a few minutes.
+
+    Inspects, trains, evaluates and predicts on pictures made on the spot.
+    """
+    from kirie.demo import make_demo
+    from kirie.models.device import pick_device
+
+    if task not in _TRAININGS:
+        raise KirieError(f"The demo has the tasks {' and '.join(_TRAININGS)}, got {task!r:.60}.")
+    pick_device(device)  # complain before anything is written
+    words, changes, usual, kinds = _TRAININGS[task]
+    epochs = usual if epochs is None else epochs
+    out = Path("demo" if task == "semantic" else f"demo-{task}") if out is None else out
+    data = make_demo(out / "data", pictures=pictures)
+    print(f"1/4 {pictures} pictures with coins on brick, grass and gravel: {data}")
+    show_inspection(data, task, out / "inspect.png", as_json=False)
+    print(f"\n2/4 training {words} for {epochs} epochs")
+    entries = [f"train.epochs={epochs}", *(f"{name}={value}" for name, value in changes.items())]
+    run = _train(data, out / "run", epochs, entries, device)
+    model = run / "model.safetensors"
+    print("\n3/4 measuring it on the test pictures, which it has not seen")
+    show_evaluation(model, data, "test", run, device, as_json=False)
+    print("\n4/4 predicting them")
+    failed = run_prediction(model, [str(data / "images" / "test")], out / "cut", kinds, device)
+    _draw(run, data, task, out / "demo.jpg", device)
+    print(f"\nDone. Look in {out} at demo.jpg, run/report.html, run/history.png and the files in cut.")
+    raise typer.Exit(failed)
+
+
+def _draw(run: Path, data: Path, task: str, place: Path, device: str) -> None:
+    """Writes one sheet of test pictures, each with its truth and what the model sees."""
+    from kirie.data import open_dataset
+    from kirie.files import write_picture
+    from kirie.models.file import load
+    from kirie.prediction.predictor import shown_predictor
+    from kirie.prediction.sheet import result_sheet
+
+    dataset = open_dataset(data, "test", task=task)
+    write_picture(place, result_sheet(shown_predictor(load(run), device=device), dataset, range(min(6, len(dataset)))))
+
+
+def _train(data: Path, folder: Path, epochs: int, changes: list[str], device: str) -> Path:
+    from kirie.recipe import parse_recipe, read_recipe
+    from kirie.training.fit import train
+
+    recipe = parse_recipe({"data": {"path": str(data)}}, changes)
+    if (folder / "recipe.yaml").exists():
+        if read_recipe(folder / "recipe.yaml", [f"train.epochs={epochs}"]) != recipe:
+            raise KirieError(f"{folder} holds another run than the demo's, which stays; choose another place by --out.")
+        shutil.rmtree(folder)  # what an earlier demo made
+    run = train(recipe, out=folder, device=device)
+    if not run.finished or run.model is None:
+        raise KirieError("The demo was stopped; run it again.")
+    return run.folder

@@ -14,7 +14,6 @@ from torch import Tensor
 from kirie.errors import KirieError
 from kirie.losses import LOSSES, RANGES, check_numbers, widened
 
-
 USUAL_LOSS = "ce+dice"  # of semantic models whose recipe names none
 
 

@@ -230,7 +230,10 @@ def test_train_by_a_recipe(here, kirie_):
 def test_train_on_neither_a_recipe_nor_a_folder(here, kirie_):
     picture = "data/images/test/test0.png"
     code, _, err = kirie_("train", picture)
-    assert code == 1 and err == f"Error: {picture} is no recipe, which ends in .yaml, and no folder of a data set.\n"
+    assert (
+        code == 1
+        and err == f"Error: {picture} is no recipe, which ends in .yaml, and no data set: a folder or a COCO file.\n"
+    )
     Path("empty.yaml").write_text("# nothing yet\n")
     code, _, err = kirie_("train", "empty.yaml")
     assert code == 1 and "must have the sections data, model, augment and train, got nothing" in err

@@ -134,6 +134,7 @@ class MaskRCNN(InstanceModel):
         beta: of smooth L1 for boxes, 0 for L1; None for what the flavour has.
         max_detections: objects of a picture at the most.
         score_threshold: objects have a higher score.
+        shown_threshold: the score from which on objects are worth showing to a person.
         nms_threshold: the IoU above which a box goes that overlaps a better one of its class.
         mean: per channel, taken off images in [0, 1]; None for what the encoder expects.
         std: per channel, above 0, what they are then divided by; None for what the encoder expects.
@@ -141,6 +142,7 @@ class MaskRCNN(InstanceModel):
     Attributes:
         max_detections: as above; may be changed at any time, like the two next.
         score_threshold: as above.
+        shown_threshold: as above.
         nms_threshold: as above.
 
     Raises:
@@ -172,6 +174,7 @@ class MaskRCNN(InstanceModel):
         beta: float | None = None,
         max_detections: int = 100,
         score_threshold: float = 0.05,
+        shown_threshold: float = 0.5,
         nms_threshold: float = 0.5,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -189,7 +192,12 @@ class MaskRCNN(InstanceModel):
         for name, row in (("anchor_sizes", anchor_sizes), ("anchor_ratios", anchor_ratios)):
             if not isinstance(row, list | tuple) or not row or not all(_is_number(v, 1e-3, 1e6) for v in row):
                 raise KirieError(f"{name} must be numbers above 0, got {row!r:.80}.")
-        for name, share in (("beta", beta), ("score_threshold", score_threshold), ("nms_threshold", nms_threshold)):
+        for name, share in (
+            ("beta", beta),
+            ("score_threshold", score_threshold),
+            ("shown_threshold", shown_threshold),
+            ("nms_threshold", nms_threshold),
+        ):
             if not (share is None and name == "beta") and not _is_number(share, 0, 1):
                 raise KirieError(f"{name} must be a number from 0 to 1, got {share!r:.80}.")
         check_pixels(mean, std)
@@ -200,13 +208,15 @@ class MaskRCNN(InstanceModel):
             "proposal_convs": proposal_convs, "box_convs": box_convs, "box_layers": box_layers,
             "box_width": box_width, "mask_convs": mask_convs, "mask_width": mask_width,
             "spare_logits": spare_logits, "beta": beta, "max_detections": max_detections,
-            "score_threshold": score_threshold, "nms_threshold": nms_threshold, "mean": mean, "std": std,
+            "score_threshold": score_threshold, "shown_threshold": shown_threshold,
+            "nms_threshold": nms_threshold, "mean": mean, "std": std,
         }  # fmt: skip
         own = {"mean": body.mean if mean is None else mean, "std": body.std if std is None else std}
         super().__init__(in_channels, classes, arguments, **own)
         self.flavour = FLAVOURS[flavour]
         self.beta = self.flavour.beta if beta is None else beta
         self.max_detections, self.score_threshold, self.nms_threshold = max_detections, score_threshold, nms_threshold
+        self.shown_threshold = shown_threshold
         self.encoder: Encoder = body
         self.unused = sum(1 for stride in body.strides if stride < FINEST)
         self.strides = body.strides[self.unused :]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -108,6 +108,7 @@ class SOLOv2(InstanceModel):
         mean: per channel, taken off images in [0, 1]; None for what the encoder expects.
         std: per channel, above 0, what they are then divided by; None for what the encoder expects.
         score_threshold: a cell is a candidate for a class with more than this probability.
+        shown_threshold: the score from which on objects are worth showing to a person.
         update_threshold: the score that an object must still have after Matrix NMS.
         least_cells: a mask of no more cells of 4 x 4 pixels is none; None for as many as the stride of its grid, as in
             AdelaiDet, which leaves out objects below about 12 pixels.
@@ -115,7 +116,7 @@ class SOLOv2(InstanceModel):
         max_detections: most objects of a picture.
 
     Attributes:
-        score_threshold, update_threshold, least_cells: as above; may be changed at any time.
+        score_threshold, shown_threshold, update_threshold, least_cells: as above; may be changed at any time.
         max_candidates, max_detections: likewise.
 
     Raises:
@@ -123,7 +124,6 @@ class SOLOv2(InstanceModel):
     """
 
     advice = "Objects without boxes: exact outlines at any size in one pass, where centres are apart by a grid's cell."
-    threshold: ClassVar[float] = 0.3
 
     def __init__(
         self,
@@ -146,6 +146,7 @@ class SOLOv2(InstanceModel):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         score_threshold: float = 0.1,
+        shown_threshold: float = 0.3,
         update_threshold: float = 0.05,
         least_cells: int | None = None,
         max_candidates: int = 500,
@@ -155,7 +156,9 @@ class SOLOv2(InstanceModel):
         limits = {
             "max_positives": max_positives, "max_candidates": max_candidates, "max_detections": max_detections,
         }  # fmt: skip
-        thresholds = {"score_threshold": score_threshold, "update_threshold": update_threshold}
+        thresholds = {
+            "score_threshold": score_threshold, "shown_threshold": shown_threshold, "update_threshold": update_threshold,
+        }  # fmt: skip
         for name, value in sizes.items():
             check_whole(name, value, 1, 4096)
         for name, value in limits.items():
@@ -182,7 +185,8 @@ class SOLOv2(InstanceModel):
         own = {"mean": body.mean if mean is None else mean, "std": body.std if std is None else std}
         super().__init__(in_channels, classes, arguments, **own)
         self.kernel_size, self.max_positives = kernel_size, max_positives
-        self.score_threshold, self.update_threshold = score_threshold, update_threshold
+        self.score_threshold, self.shown_threshold = score_threshold, shown_threshold
+        self.update_threshold = update_threshold
         self.least_cells = least_cells
         self.max_candidates, self.max_detections = max_candidates, max_detections
         self.encoder: Encoder = body

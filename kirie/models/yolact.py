@@ -13,7 +13,7 @@ the network of dbolya/yolact, and takes its checkpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy.typing as npt
 import torch
@@ -80,19 +80,20 @@ class YOLACT(InstanceModel):
         mean: per channel, taken off images in [0, 1]; None for what the encoder expects.
         std: per channel, above 0, what they are then divided by; None for what the encoder expects.
         score_threshold: a prior takes part in prediction when its best class has more than this probability.
+        shown_threshold: the score from which on objects are worth showing to a person.
         nms_threshold: the IoU with a better box of its class above which a box goes.
         candidates: how many boxes of each class take part in that, the best.
         max_detections: most objects of a picture.
 
     Attributes:
-        score_threshold, nms_threshold, candidates, max_detections: as above; may be changed at any time.
+        score_threshold, shown_threshold, nms_threshold, candidates, max_detections: as above; may be changed at any
+            time.
 
     Raises:
         KirieError: when an argument is out of range, or the encoder or its weights cannot be had.
     """
 
     advice = "The fast one for objects: one pass, masks of 1/4 of the size; Mask R-CNN is more exact and much slower."
-    threshold: ClassVar[float] = 0.15
 
     def __init__(
         self,
@@ -111,6 +112,7 @@ class YOLACT(InstanceModel):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         score_threshold: float = 0.05,
+        shown_threshold: float = 0.15,
         nms_threshold: float = 0.5,
         candidates: int = 200,
         max_detections: int = 100,
@@ -123,6 +125,7 @@ class YOLACT(InstanceModel):
             check_whole("input_size", input_size, 32, 8192)
         check_flag("square", square)
         check_dropout(score_threshold, "score_threshold")
+        check_dropout(shown_threshold, "shown_threshold")
         check_dropout(nms_threshold, "nms_threshold")
         check_pixels(mean, std)
         body = build_encoder(encoder, in_channels, encoder_options, weights=encoder_weights)
@@ -131,8 +134,8 @@ class YOLACT(InstanceModel):
         arguments = {
             "encoder": encoder, "encoder_options": body.options, "input_size": input_size, "scales": scales,
             "ratios": ratios, "square": square, "channels": channels, "prototypes": prototypes, "mean": mean,
-            "std": std, "score_threshold": score_threshold, "nms_threshold": nms_threshold, "candidates": candidates,
-            "max_detections": max_detections,
+            "std": std, "score_threshold": score_threshold, "shown_threshold": shown_threshold,
+            "nms_threshold": nms_threshold, "candidates": candidates, "max_detections": max_detections,
         }  # fmt: skip
         own = {"mean": body.mean if mean is None else mean, "std": body.std if std is None else std}
         super().__init__(in_channels, classes, arguments, **own)
@@ -147,6 +150,7 @@ class YOLACT(InstanceModel):
         self.ratios = _positive("ratios", ratios)
         self.square = square
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.shown_threshold = shown_threshold
         self.candidates, self.max_detections = candidates, max_detections
         self.pyramid = _Pyramid(body.channels[self.unused :], channels)
         self.protonet = nn.Sequential(

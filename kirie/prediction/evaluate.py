@@ -114,7 +114,7 @@ def _metric_of(
     options: dict[str, Any] = {"threshold": threshold, "max_detections": max_detections}
     given = {name: value for name, value in options.items() if value is not None}
     if isinstance(model, InstanceModel):
-        given = {"threshold": model.threshold} | given
+        given = {"threshold": model.shown_threshold} | given
     elif given:
         raise KirieError(f"{' and '.join(given)} choose among objects, and a model for task {model.task!r} gives none.")
     return partial(metric_class(model.task), classes, **given)

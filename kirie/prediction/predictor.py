@@ -123,8 +123,9 @@ def predict(
             one result comes back. A list or tuple of them: a list of results in the same order.
         device: "auto", "cpu", "cuda"...
         scores: keep per-pixel probabilities in the results.
-        threshold: the lowest score of the objects that are kept; None takes the model's own `threshold`, from which on
-            they are worth showing, and 0 keeps all. This and the next two are for models that find objects.
+        threshold: the lowest score of the objects that are kept; None takes the model's own `shown_threshold`,
+            from which on they are worth showing, and 0 keeps all. This and the next two are for models that find
+            objects.
         keep: names of the classes whose objects are kept; None keeps all.
         most: how many objects of a picture are kept, the surest ones; None leaves it at the model's own limit.
 
@@ -143,7 +144,7 @@ def shown_predictor(model: SegmentationModel, *, threshold: float | None = None,
 
     Args:
         model: the model.
-        threshold: the lowest score that is kept; None takes the model's own `threshold`, if it finds objects.
+        threshold: the lowest score that is kept; None takes the model's own `shown_threshold`, if it finds objects.
         settings: as `Predictor` takes them.
     """
     return Predictor(model, threshold=shown_from(model) if threshold is None else threshold, **settings)
@@ -151,7 +152,7 @@ def shown_predictor(model: SegmentationModel, *, threshold: float | None = None,
 
 def shown_from(model: SegmentationModel) -> float:
     """The score from which on a model's objects are worth showing to a person; 0 for a model that gives none."""
-    return model.threshold if isinstance(model, InstanceModel) else 0.0
+    return model.shown_threshold if isinstance(model, InstanceModel) else 0.0
 
 
 def _check_choice(

@@ -1,9 +1,7 @@
-"""Checkpoints that Detectron2 (code: Apache-2.0) wrote in training: Semantic FPN, of which no weights are public.
+"""Checkpoints of Detectron2 (code: Apache-2.0): which network they hold, and Semantic FPN, of which none are public.
 
 Written from the tensor names of its model zoo's Panoptic FPN and of the files that it writes in training:
-`backbone.bottom_up` is a ResNet or ResNeXt (`stem`, `res2` to `res5`), `backbone.fpn_lateralN` and `fpn_outputN` are
-the pyramid, `sem_seg_head` is the semantic head. Its networks take pictures in the order blue, green, red and in
-0..255: the first convolution is turned round here, mean and deviation are divided by 255.
+`sem_seg_head` is the semantic head; backbone, pyramid and pixels are as in `detectron2_backbone.py`.
 """
 
 from __future__ import annotations

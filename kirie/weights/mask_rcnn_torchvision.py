@@ -127,9 +127,9 @@ def _renamed(name: str, convs: int, norm: bool) -> str | None:
     if match is not None:  # a flattening layer, then linear ones with ReLU between
         place, odd = divmod(int(match[1]) - convs - 1, 2)
         return None if odd or place < 0 else f"box_head.layers.{place}.{match[2]}"
-    for pattern, place in _PLACES:
+    for pattern, new_name in _PLACES:
         if re.fullmatch(pattern, name):
-            new = re.sub(pattern, place, name)
+            new = re.sub(pattern, new_name, name)
             return new if norm else re.sub(r"^(fpn\.\w+\.\d+)\.0\.", r"\1.", new)
     return None
 
@@ -141,7 +141,7 @@ def _without_background(name: str, tensor: Tensor, outputs: int, chosen: list[in
     if part is None or not tensor.ndim or len(tensor) != rows:
         return tensor  # of a wrong length is told when it is compared with the network
     if name.startswith("box_head.codes."):
-        return tensor.unflatten(0, (outputs, 4))[chosen].flatten(0, 1)
+        return tensor.reshape(outputs, 4, -1)[chosen].reshape(-1, *tensor.shape[1:])
     if name.startswith("box_head.logits."):
         spare = [index for index in range(1, outputs) if index not in set(chosen)]
         return tensor[[*chosen, *spare, 0]]

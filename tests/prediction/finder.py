@@ -24,6 +24,7 @@ class Finder(InstanceModel):
     def __init__(self, in_channels=3, classes=CLASSES, *, max_detections=100):
         super().__init__(in_channels, classes, {"max_detections": max_detections})
         self.max_detections = max_detections
+        self.shown_threshold = getattr(type(self), "shown_threshold", 0.5)
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
     def forward(self, images):

@@ -121,7 +121,7 @@ def test_processes_measure_what_one_does_even_where_all_scores_are_equal():
 
 def test_the_threshold_is_the_models_own_unless_given():
     class Bold(Finder):
-        threshold = 0.9
+        shown_threshold = 0.9
 
     dataset = Objects(wrong_in(2))
     assert evaluate(Bold(), dataset, device="cpu").threshold == 0.9

@@ -41,7 +41,7 @@ def grid_anchors(anchors: Tensor, cells: tuple[int, int], steps: tuple[int, int]
         torch.arange(count, dtype=torch.float32, device=anchors.device) * step
         for count, step in zip(cells, steps, strict=True)
     )
-    places = torch.stack(torch.broadcast_tensors(right[None, :], down[:, None]), -1)  # (h, w, 2)
+    places = torch.stack([right.expand(len(down), -1), down[:, None].expand(-1, len(right))], -1)  # (h, w, 2)
     return (places.repeat(1, 1, 2)[:, :, None] + anchors).reshape(-1, 4)
 
 

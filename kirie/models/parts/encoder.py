@@ -401,7 +401,7 @@ def _check(
     for name, value in flags.items():
         check_flag(name, value)
     for name, value in shares.items():
-        if value is not None and not (type(value) in (int, float) and 0 <= value < 1):
+        if value is not None and not (type(value) in (int, float) and 0 <= value < 1):  # type: ignore[operator]
             raise KirieError(f"{name} must be a number from 0 to below 1, got {value!r:.80}.")
     check_whole("frozen_stages", frozen_stages, 0)
     check_whole("in_channels", in_channels, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,11 +41,11 @@ class InstanceModel(SegmentationModel):
     """A model that gives Instances; a subclass writes `forward`, `loss`, `decode_tensors` and `cut`.
 
     Attributes:
-        threshold: the score from which on its objects are worth showing to a person.
+        shown_threshold: the score from which on its objects are worth showing to a person.
     """
 
     task = "instance"
-    threshold: ClassVar[float] = 0.5
+    shown_threshold: float
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 Bilinear sampling is linear along each axis, so it is a matrix per axis: a mask of (P, Q) pixels is `rows @ map @
 columns.T`, with `rows` (P, h) and `columns` (Q, w). Matrices of several steps multiply, and those of a part of the
-picture are some of the rows. So no mask is ever made larger than its own box, and a map of a box (Mask R-CNN) and one of
+picture are some of the rows. So no mask is ever made larger than its own box, and maps of a box (Mask R-CNN) and of
 the whole picture (YOLACT, SOLOv2) are enlarged in one way.
 """
 
@@ -149,7 +149,7 @@ def _with_rim(boxes: npt.NDArray[Any], cells: tuple[int, int]) -> npt.NDArray[np
     tall, wide = (count / (count - 2) for count in cells)
     boxes = boxes.astype(np.float32)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    half = (boxes[:, 2:] - boxes[:, :2]) / 2 * np.float32([wide, tall])
+    half = (boxes[:, 2:] - boxes[:, :2]) / 2 * np.array([wide, tall], np.float32)
     first, last = np.trunc(centres - half), np.trunc(centres + half)
     return np.concatenate([first, np.maximum(last, first) + 1], 1).astype(np.float64)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import box_iou, nms
+from torchvision.ops import box_iou, nms  # type: ignore[import-untyped]
 
 from kirie.models.parts.anchors import clipped, coded, decoded, wider
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import nms, roi_align
+from torchvision.ops import nms, roi_align  # type: ignore[import-untyped]
 
 from kirie.masks import Masks
 from kirie.models.parts.anchors import clipped, coded, decoded, wider
@@ -89,13 +89,11 @@ class BoxHead(nn.Module):
         self.classes = classes
         self.convs = _convolutions(channels, channels, convs, norm=norm)
         sizes = [channels * cells**2, *[width] * layers]
-        self.layers = nn.ModuleList(
-            nn.Linear(before, after) for before, after in pairwise(sizes)
-        )
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(sizes))
         self.logits = nn.Linear(sizes[-1], classes + spare + 1)
         self.codes = nn.Linear(sizes[-1], 4 * classes)
         for layer in self.layers:
-            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.kaiming_uniform_(layer.weight, a=1)  # type: ignore[arg-type]
         nn.init.normal_(self.logits.weight, std=0.01)
         nn.init.normal_(self.codes.weight, std=0.001)
         for linear in (*self.layers, self.logits, self.codes):
@@ -230,7 +228,7 @@ def mask_aims(masks: Masks, rows: Tensor, regions: Tensor, cells: int, *, aligne
     """
     rows, boxes = rows.cpu(), regions.detach().float().cpu()
     out = boxes.new_zeros(len(boxes), cells, cells)
-    needed, place = rows.unique(return_inverse=True)
+    needed, place = torch.unique(rows, return_inverse=True)
     for index, (top, left, bits) in enumerate(masks[needed.numpy()].crops()):
         # A rim of zeros, but not at the picture's edge, beyond which RoIAlign takes the outermost pixels again.
         rim = [(int(top > 0), int(top + bits.shape[0] < masks.size[0]))]

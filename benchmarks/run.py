@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARKS = ("confusion", "augment", "training", "models")  # `skip` trains for some minutes; run it by itself
+# `skip` trains for some minutes; run it by itself.
+BENCHMARKS = ("confusion", "augment", "training", "models", "paste", "mask_rcnn")
 
 
 def main() -> None:

@@ -157,7 +157,8 @@ class SOLOv2(InstanceModel):
             "max_positives": max_positives, "max_candidates": max_candidates, "max_detections": max_detections,
         }  # fmt: skip
         thresholds = {
-            "score_threshold": score_threshold, "shown_threshold": shown_threshold, "update_threshold": update_threshold,
+            "score_threshold": score_threshold, "shown_threshold": shown_threshold,
+            "update_threshold": update_threshold,
         }  # fmt: skip
         for name, value in sizes.items():
             check_whole(name, value, 1, 4096)

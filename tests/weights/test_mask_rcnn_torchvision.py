@@ -129,13 +129,13 @@ def test_proposals_are_torchvisions(pair):
 def test_objects_are_torchvisions(pair):
     theirs, ours, _ = pair
     theirs.roi_heads.detections_per_img = ours.max_detections = 10**4
-    theirs.roi_heads.score_thresh = ours.score_threshold = 0.3
+    theirs.roi_heads.score_thresh = ours.score_threshold = 0.15
     expected = theirs([picture()[0]])[0]
     found = ours.decode(ours(picture()), [SIZE])[0]
     theirs.roi_heads.detections_per_img = ours.max_detections = 100
     theirs.roi_heads.score_thresh = ours.score_threshold = 0.05
     expected = only(expected, np.isin(expected["labels"], COCO.ids))  # random weights find what is no category, too
-    assert len(expected["boxes"]) == len(found) > 20 and len(np.unique(found.labels)) > 3
+    assert len(expected["boxes"]) == len(found) > 20 and len(np.unique(found.labels)) > 2
     order = paired(found.boxes, np.array(COCO.ids)[found.labels], found.scores, expected)
     assert (order == np.arange(len(order))).mean() > 0.9
     np.testing.assert_allclose(found.scores[order], expected["scores"], atol=1e-5)

@@ -3,11 +3,11 @@
 A model whose targets, losses or decoding are wrong somewhere does not reach a mask AP50 of 0.9 on the very pictures it
 was trained on; one without a fault does, whatever it is worth elsewhere.
 
-    python -m benchmarks.overfit COCO [--models yolact,solov2] [--epochs 200] [--out overfit]
+    python -m benchmarks.overfit COCO [--models yolact,solov2] [--epochs 40] [--out overfit]
 
 COCO is a folder with `annotations/instances_train2017.json` and `images/train2017`. Of its pictures those are taken, in
-the order of their ids, that have 2 to 8 objects, no crowd and no object under 3072 pixels, until there are 8: at the
-short side of 256 that is trained on, smaller ones are a few pixels. History, model and report stay in `--out`.
+the order of their ids, that have 480 x 640 pixels and 1 to 10 objects, no crowd and no object under 2048 pixels, until
+there are 8: they are trained on whole, at the short side of 256. History, model and report stay in `--out`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from kirie.models.file import load
 from kirie.prediction.evaluate import evaluate
 from kirie.training.fit import train
 
-PICTURES, SMALLEST, OBJECTS = 8, 3072, (2, 8)
-SHORT_SIDE, PATCH = 256, (352, 352)
+PICTURES, SIZE, SMALLEST, MOST = 8, (480, 640), 2048, 10
+SHORT_SIDE, PATCH = 256, (256, 341)
 MODELS: dict[str, dict[str, Any]] = {
-    "mask_rcnn": {},
-    "yolact": {},
-    "solov2": {},
+    "mask_rcnn": {"channels": 128, "norm": True, "box_width": 512, "mask_width": 128},
+    "yolact": {"channels": 128},
+    "solov2": {"channels": 128, "width": 128, "depth": 2, "mask_channels": 128},
 }
 
 
@@ -40,11 +40,12 @@ def choose(source: Path, folder: Path) -> Path:
     for annotation in facts["annotations"]:
         objects[annotation["image_id"]].append(annotation)
 
-    def sound(image: dict[str, Any]) -> bool:
-        own = objects[image["id"]]
-        return OBJECTS[0] <= len(own) <= OBJECTS[1] and all(not a["iscrowd"] and a["area"] >= SMALLEST for a in own)
+    def fits(image: dict[str, Any]) -> bool:
+        own, size = objects[image["id"]], (image["height"], image["width"])
+        sound = all(not a["iscrowd"] and a["area"] >= SMALLEST for a in own)
+        return size == SIZE and 1 <= len(own) <= MOST and sound
 
-    images = [image for image in sorted(facts["images"], key=lambda image: image["id"]) if sound(image)][:PICTURES]
+    images = [image for image in sorted(facts["images"], key=lambda image: image["id"]) if fits(image)][:PICTURES]
     annotations = [annotation for image in images for annotation in objects[image["id"]]]
     used = {annotation["category_id"] for annotation in annotations}
     categories = [category for category in facts["categories"] if category["id"] in used]
@@ -66,9 +67,10 @@ def learn(name: str, data: Path, out: Path, epochs: int) -> dict[str, Any]:
         "augment.preset=none",
         f"train.patch={list(PATCH)}",
         "train.batch_size=4",
+        "train.draws=8",
         f"train.epochs={epochs}",
-        "train.learning_rate=5e-4",
-        f"train.validate_every={max(epochs // 8, 1)}",
+        "train.learning_rate=1e-3",
+        f"train.validate_every={max(epochs // 4, 1)}",
         "train.samples_every=0",
     ]
     start = time.perf_counter()
@@ -83,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("coco", type=Path)
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("overfit"))
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

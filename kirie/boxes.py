@@ -34,15 +34,9 @@ def clip(boxes: npt.NDArray[Any], size: tuple[int, int]) -> Boxes:
     return clipped
 
 
-def from_xywh(boxes: npt.NDArray[Any]) -> Boxes:
-    """Boxes (N, 4) `xyxy` from COCO's left, top, width, height."""
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
-    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-
-
-def to_xywh(boxes: npt.NDArray[Any]) -> Boxes:
+def to_xywh(boxes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """COCO's left, top, width, height (N, 4) from boxes `xyxy`."""
-    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    boxes = np.asarray(boxes, np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1)
 
 

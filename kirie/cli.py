@@ -99,7 +99,8 @@ def train(
         again = shlex.join([*words, "--out", str(run.folder), "--resume"])
         print(f"Stopped; everything is saved. Go on with: {again}")
         raise typer.Exit(130)
-    print(f"best score {run.best:.4f}" if run.best is not None else "no score could be measured")
+    no_score = "no score could be measured: there is nothing to find in the pictures that it is measured on"
+    print(no_score if run.best is None else f"best score {run.best:.4f}")
     print(f"model: {run.model or 'none was kept'}\nhistory: {run.folder / 'history.png'}")
 
 

@@ -14,7 +14,10 @@ from kirie.terminal import json_text
 if TYPE_CHECKING:
     from kirie.data.layouts import FolderSettings
 
-Data = Annotated[Path, typer.Argument(metavar="DATA", help="The folder of a data set.")]
+Data = Annotated[
+    Path,
+    typer.Argument(metavar="DATA", help="The folder of a data set, or a COCO JSON file, or the YAML file of YOLO."),
+]
 FolderChanges = Annotated[
     list[str] | None,
     typer.Option(
@@ -23,7 +26,7 @@ FolderChanges = Annotated[
         help="Say how the data's folders are read, as in the data section of a recipe: suffix=_mask, kind=binary.",
     ),
 ]
-DataTask = Annotated[str | None, typer.Option(help="semantic, instance or panoptic; by default what the labels are.")]
+DataTask = Annotated[str | None, typer.Option(help="semantic or instance; by default what the labels are.")]
 
 
 def inspect(
@@ -42,7 +45,8 @@ def inspect(
     when there are faults. Options of the folders are set as in a recipe's data section, such as --set suffix=_mask or
     --set kind=binary.
     """
-    place = None if no_sheet else sheet or Path(f"{data.resolve().name}_sheet.png")
+    name = data.stem if data.is_file() else data.resolve().name
+    place = None if no_sheet else sheet or Path(f"{name}_sheet.png")
     raise typer.Exit(show_inspection(data, task, place, as_json=as_json, settings=typed_settings(data, changes)))
 
 
@@ -83,7 +87,7 @@ def convert(
     task: Annotated[
         str | None,
         typer.Option(
-            help="How to read SRC: semantic, instance or panoptic. By default what its labels are, and for its objects "
+            help="How to read SRC: semantic or instance. By default what its labels are, and for its objects "
             "where the format holds nothing else."
         ),
     ] = None,

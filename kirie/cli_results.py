@@ -110,7 +110,7 @@ def predict(
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="The lowest score of objects; the default is the model's own, 0.5 unless it says otherwise."),
+        typer.Option(help="The lowest score of objects (default: the model's own)."),
     ] = None,
     classes: Annotated[str | None, typer.Option(help="Keep only objects of these classes: person,car.")] = None,
     max_detections: Annotated[
@@ -118,7 +118,9 @@ def predict(
     ] = None,
     image_ids: Annotated[
         Path | None,
-        typer.Option(metavar="COCO.json", help="A COCO file with the image ids that the coco results get."),
+        typer.Option(
+            metavar="COCO.json", help="A COCO file with the ids of images and categories that the coco results get."
+        ),
     ] = None,
     device: Device = "auto",
     architecture: Architecture = None,
@@ -127,8 +129,8 @@ def predict(
 
     A bad file is reported and the others go on; the exit code is 1 then.
     """
-    keep = None if classes is None else _words(classes)
-    choice = {"threshold": threshold, "keep": keep, "most": max_detections}
+    names = None if classes is None else _words(classes)
+    choice = {"threshold": threshold, "classes": names, "max_detections": max_detections}
     raise typer.Exit(run_prediction(model, images, out, save, device, architecture, choice=choice, image_ids=image_ids))
 
 
@@ -149,8 +151,8 @@ def run_prediction(
 ) -> int:
     """Predicts pictures into a folder and says how many; 1 when some failed, else 0."""
     from kirie.prediction.kinds import check_kinds
+    from kirie.prediction.predict_files import find_images, predict_files
     from kirie.prediction.predictor import shown_predictor
-    from kirie.prediction.save import find_images, predict_files
 
     kinds = None if save is None else _words(save)
     if kinds is not None:

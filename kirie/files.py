@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kirie.errors import KirieError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     from PIL.Image import Image
 
 
@@ -117,6 +118,27 @@ def write_picture(path: str | Path, image: Image, *, quality: int = 90) -> None:
     image.save(data, form, **({"quality": quality} if form == "JPEG" else {}))
     with whole_file(path) as stand_in:
         stand_in.write_bytes(data.getvalue())
+
+
+def numbers_image(numbers: npt.NDArray[Any], colors: Mapping[int, tuple[int, int, int]] | None = None) -> Image:
+    """A map of whole numbers (H, W) as a Pillow image: of 8 bits for uint8, else of 16.
+
+    Args:
+        numbers: 0 to 65535.
+        colors: RGB of the numbers, for the palette of an 8-bit image, in which all others are light grey; None makes it
+            grey.
+    """
+    import numpy as np
+    from PIL import Image
+
+    if numbers.dtype != np.uint8:
+        return Image.fromarray(numbers.astype(np.uint16))
+    image = Image.fromarray(numbers)
+    if colors is not None:
+        palette = np.full((256, 3), 200, np.uint8)
+        palette[list(colors)] = list(colors.values())
+        image.putpalette(palette.tobytes())
+    return image
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from faster_coco_eval.core import mask as coco_mask
@@ -19,9 +18,9 @@ from scipy import ndimage
 
 from kirie import boxes as box_maths
 from kirie.errors import KirieError
+from kirie.outlines import Ring, outlines
 
 Mask = npt.NDArray[np.bool_]
-Ring = npt.NDArray[np.int32]
 
 MAX_PIXELS = 2**32 - 1  # run lengths are 32-bit numbers in the tools of the field
 MAX_COORDINATE = 1e7  # of a polygon point; whatever lies farther out is no pixel coordinate
@@ -36,13 +35,6 @@ class Crop(NamedTuple):
 
 
 _EMPTY = Crop(0, 0, np.zeros((0, 0), bool))
-
-
-class Polygon(NamedTuple):
-    """One connected region: its outer ring and the rings of its holes, each (P, 2) int32 x, y of pixel centres."""
-
-    outer: Ring
-    holes: tuple[Ring, ...]
 
 
 @dataclass(frozen=True)
@@ -192,13 +184,12 @@ class Masks:
         table = np.asarray(coco_mask.iou(self.rles(), other.rles(), [0] * len(other)), np.float64)
         return np.nan_to_num(table.reshape(len(self), len(other)))
 
-    def polygons(self) -> list[list[Polygon]]:
-        """The outlines of each mask as rings with holes; several when the mask has several parts.
+    def polygons(self) -> list[list[Ring]]:
+        """The outlines of each mask, a ring (P, 2) of x, y pixel edges for each part; see `outlines`.
 
-        `cv2.fillPoly` with the outer ring and the holes of a polygon together gives its pixels back: rings run through
-        the centres of the mask's own outermost pixels, those round a hole included.
+        `from_polygons` gives the masks back from them, each ring written flat.
         """
-        return [_outline(crop) for crop in self.crops()]
+        return [outlines(*crop) for crop in self.crops()]
 
     def id_map(self, ids: Sequence[int] | None = None) -> npt.NDArray[np.int32]:
         """One (H, W) int32 map with id i + 1 (or `ids[i]`) where mask i lies; a later mask covers an earlier one."""
@@ -402,18 +393,3 @@ def _ring(ring: Sequence[float], size: tuple[int, int]) -> list[float]:
         )
     flat: list[float] = points.tolist()
     return flat
-
-
-def _outline(crop: Crop) -> list[Polygon]:
-    if not crop.bits.size:
-        return []
-    found, tree = cv2.findContours(
-        crop.bits.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(crop.left, crop.top)
-    )
-    rings: list[Ring] = [np.asarray(ring, np.int32).reshape(-1, 2) for ring in found]
-    parent: list[int] = np.asarray(tree).reshape(-1, 4)[:, 3].tolist()
-    holes: dict[int, list[Ring]] = {index: [] for index, above in enumerate(parent) if above < 0}
-    for ring, above in zip(rings, parent, strict=True):
-        if above >= 0:
-            holes[above].append(ring)
-    return [Polygon(rings[index], tuple(inside)) for index, inside in holes.items()]

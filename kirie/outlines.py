@@ -15,30 +15,33 @@ import numpy.typing as npt
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from kirie.masks import Crop
-
 Ring = npt.NDArray[np.int64]
 
 
-def outlines(crop: Crop) -> list[Ring]:
+def outlines(top: int, left: int, bits: npt.NDArray[np.bool_]) -> list[Ring]:
     """One ring (P, 2) of x, y pixel edges for each part of a mask, the holes of the part joined to it by bridges.
 
     Parts touch at corners at most. Filled as COCO fills polygons, the rings give the mask back exactly.
+
+    Args:
+        top: the row of the picture in which `bits` begin.
+        left: the column likewise.
+        bits: (h, w) a part of the picture that holds the mask.
     """
     parts: dict[int, list[Ring]] = {}
-    pieces, _ = ndimage.label(crop.bits)
-    for ring in _rings(crop.bits):
+    pieces, _ = ndimage.label(bits)
+    for ring in _rings(bits):
         column, row = ring[0]  # the highest corner, of these the leftmost: its pixel is inside, or a hole's first
-        inside = row < crop.bits.shape[0] and column < crop.bits.shape[1] and crop.bits[row, column]
+        inside = row < bits.shape[0] and column < bits.shape[1] and bits[row, column]
         piece = pieces[row, column] if inside else pieces[row - 1, column]
         parts.setdefault(int(piece), []).append(ring)
-    offset = np.array([crop.left, crop.top])
+    offset = np.array([left, top])
     return [joined(rings) + offset for rings in parts.values()]
 
 
-def outline(crop: Crop) -> Ring | None:
+def outline(top: int, left: int, bits: npt.NDArray[np.bool_]) -> Ring | None:
     """The same as a single ring, its parts joined by bridges too; None for an empty mask."""
-    rings = outlines(crop)
+    rings = outlines(top, left, bits)
     return joined(rings) if rings else None
 
 

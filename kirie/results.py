@@ -67,7 +67,8 @@ class Instances:
         size: (H, W) of the picture.
         classes: the K classes.
         crowd: (N,) bool, which of a truth's rows are no single object but a region that holds many of one class
-            (COCO's `iscrowd`): it is neither learned nor counted, and what is found in it is not wrong. None: none is.
+            (COCO's `iscrowd`): it is neither learned nor counted, and what is found in it is not wrong. None is where
+            nothing is given.
         areas: (N,) float64 pixels as the file of a truth states them, by which COCO's AP sorts objects into small,
             medium and large; None takes the masks' pixels.
 
@@ -81,19 +82,21 @@ class Instances:
     masks: Masks
     size: tuple[int, int]
     classes: Classes
-    crowd: npt.NDArray[np.bool_] | None = None
+    crowd: npt.NDArray[np.bool_] = None  # type: ignore[assignment]  # an array from birth on
     areas: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         count = len(self.masks)
+        if self.crowd is None:
+            object.__setattr__(self, "crowd", np.zeros(count, bool))
         fields = {
             "boxes": (self.boxes, (count, 4)),
             "labels": (self.labels, (count,)),
             "scores": (self.scores, (count,)),
+            "crowd": (self.crowd, (count,)),
         }
-        for name in ("crowd", "areas"):
-            if getattr(self, name) is not None:
-                fields[name] = (getattr(self, name), (count,))
+        if self.areas is not None:
+            fields["areas"] = (self.areas, (count,))
         for name, (array, shape) in fields.items():
             if not isinstance(array, np.ndarray) or array.shape != shape:
                 raise KirieError(
@@ -107,7 +110,7 @@ class Instances:
             )
         for name, dtype in (("boxes", np.float32), ("labels", np.int64), ("scores", np.float32)):
             object.__setattr__(self, name, getattr(self, name).astype(dtype, copy=False))
-        if self.crowd is not None and self.crowd.dtype != np.bool_:
+        if self.crowd.dtype != np.bool_:
             raise KirieError(f"Instances.crowd must be bool, got {self.crowd.dtype}.")
         if self.areas is not None and count and not (self.areas.dtype.kind in "fiu" and (self.areas >= 0).all()):
             raise KirieError("Instances.areas must be numbers of 0 or more.")
@@ -132,8 +135,10 @@ class Instances:
         crowd: npt.NDArray[np.bool_] | None = None,
     ) -> Instances:
         """Instances with the boxes that the masks have, and scores of 1 where none are given."""
-        given = np.ones(len(masks), np.float32) if scores is None else np.asarray(scores, np.float32)
-        return cls(masks.boxes(), np.asarray(labels, np.int64).reshape(-1), given, masks, masks.size, classes, crowd)
+        count = len(masks)
+        given = np.ones(count, np.float32) if scores is None else np.asarray(scores, np.float32)
+        crowds = np.zeros(count, bool) if crowd is None else crowd
+        return cls(masks.boxes(), np.asarray(labels, np.int64).reshape(-1), given, masks, masks.size, classes, crowds)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -148,13 +153,17 @@ class Instances:
             self.masks[chosen],
             self.size,
             self.classes,
-            None if self.crowd is None else self.crowd[chosen],
+            self.crowd[chosen],
             None if self.areas is None else self.areas[chosen],
         )
 
     def singles(self) -> Instances:
         """The rows that are single objects, without crowds."""
-        return self if self.crowd is None else self[~self.crowd]
+        return self[~self.crowd] if self.crowd.any() else self
+
+    def with_masks(self, index: Any, masks: Masks) -> Instances:
+        """The rows that an index selects with other masks, of a picture of any size, and the boxes of these."""
+        return Instances.from_masks(masks, self.labels[index], self.classes, self.scores[index], self.crowd[index])
 
 
 @dataclass(frozen=True)
@@ -221,27 +230,46 @@ class PanopticMap:
 Result = SemanticMap | Instances | PanopticMap
 
 
+def stacking(instances: Instances) -> npt.NDArray[np.int64]:
+    """The order (N,) in which instances lie on one another in a map or a drawing, the lowest first.
+
+    Crowds lie below all objects, higher scores above lower ones, and among equal scores (as those of a truth are)
+    smaller masks above larger ones; of equal masks the later one is on top.
+    """
+    order = np.lexsort((-instances.masks.areas(), instances.scores, ~instances.crowd))
+    return order.astype(np.int64, copy=False)
+
+
+def id_map(instances: Instances, ids: Sequence[int] | None = None) -> npt.NDArray[np.int32]:
+    """One (H, W) int32 map with the id of the topmost instance by `stacking`, 0 where there is none.
+
+    Args:
+        instances: N objects.
+        ids: a number for each; 1..N in their order when not given.
+    """
+    order = stacking(instances)
+    return instances.masks[order].id_map((order + 1).tolist() if ids is None else [ids[row] for row in order])
+
+
 def to_semantic(result: Result) -> SemanticMap:
     """The classes of a result without its objects.
 
     Instances get `background` as class 0 for pixels that no mask covers (unless their classes have one already); where
-    masks overlap the one with the higher score wins, and among equals the later one. Void stays void.
+    masks overlap they cover one another in the order of `stacking`. Void stays void.
     """
     if isinstance(result, SemanticMap):
         return result
     if isinstance(result, Instances):
         classes = result.classes.with_background()
         shift = len(classes) - len(result.classes)
-        order = np.argsort(result.scores, kind="stable")
-        painted = result.masks[order].id_map([int(label) + shift for label in result.labels[order]])
-        return SemanticMap(_as_labels(painted, classes), classes)
+        return SemanticMap(_as_labels(id_map(result, (result.labels + shift).tolist()), classes), classes)
     return SemanticMap(_as_labels(_look_up(result), result.classes), result.classes)
 
 
 def to_panoptic(result: Result, *, min_area: int = 1) -> PanopticMap:
     """A segment per object, or per class for a semantic map.
 
-    Instances cover one another by score, the highest on top, and uncovered pixels are void. A semantic map becomes one
+    Instances cover one another in the order of `stacking`, and uncovered pixels are void. A semantic map becomes one
     segment per class, each marked as stuff, because it does not know its objects.
 
     Args:
@@ -251,12 +279,9 @@ def to_panoptic(result: Result, *, min_area: int = 1) -> PanopticMap:
     if isinstance(result, PanopticMap):
         return result
     if isinstance(result, Instances):
-        order = np.argsort(result.scores, kind="stable")
-        ids = result.masks[order].id_map()
-        labels, scores = result.labels[order], result.scores[order]
-        return _collect(
-            ids, result.classes, {i + 1: (int(labels[i]), True, float(scores[i])) for i in range(len(order))}, min_area
-        )
+        rows = enumerate(zip(result.labels.tolist(), result.scores.tolist(), strict=True), 1)
+        facts = {number: (label, True, score) for number, (label, score) in rows}
+        return _collect(id_map(result), result.classes, facts, min_area)
     ids = np.where(result.labels == result.classes.void, 0, result.labels.astype(np.int32) + 1).astype(np.int32)
     facts = {label + 1: (label, False, 1.0) for label in range(len(result.classes))}
     return _collect(ids, result.classes, facts, min_area)

@@ -110,6 +110,38 @@ def set_nan(tensors):
     tensors["head.weight"][0] = float("nan")
 
 
+SQUARE = [4, 3, 12, 3, 12, 9, 4, 9]
+
+
+def coco(change=None, folder="coco", **values):
+    """A COCO data set of two pictures, one object each; `values` change the annotation of the second."""
+    height, width = SIZE
+    images = [{"id": i, "file_name": f"{i}.png", "height": height, "width": width} for i in range(2)]
+    sound = [{"id": i, "image_id": i, "category_id": 1, "segmentation": [SQUARE], "iscrowd": 0} for i in range(2)]
+    document = {"images": images, "annotations": [sound[0], sound[1] | values], "categories": [{"id": 1, "name": "a"}]}
+    Path(folder, "train").mkdir(parents=True)
+    for i in range(2):
+        Image.fromarray(painted(blobs(SIZE, seed=i))).save(f"{folder}/train/{i}.png")
+    text = json.dumps(document)
+    Path(folder, "train/_annotations.coco.json").write_text(text if change is None else change(text))
+
+
+def yolo(line="0 0.1 0.2 0.5 0.2 0.5 0.7", description="train: images/train\nval: images/train\nnames: [a]\n"):
+    """A YOLO data set of two pictures, one object each; `line` is that of the second."""
+    for folder in ("images", "labels"):
+        Path("yolo", folder, "train").mkdir(parents=True)
+    for i, text in enumerate(("0 0.1 0.2 0.5 0.2 0.5 0.7", line)):
+        Image.fromarray(painted(blobs(SIZE, seed=i))).save(f"yolo/images/train/{i}.png")
+        Path(f"yolo/labels/train/{i}.txt").write_text(text)
+    Path("yolo/data.yaml").write_text(description)
+
+
+def boxes_only():
+    coco(segmentation=[])
+    path = Path("coco/train/_annotations.coco.json")
+    path.write_text(path.read_text().replace(json.dumps([SQUARE]), "[]"))
+
+
 # The cases
 
 NOTHING = lambda: None  # noqa: E731
@@ -159,8 +191,41 @@ MODELS = {
     "with nested JSON": (lambda: save_file({}, "bad.safetensors", metadata={ENTRY: "[" * 100000}), "JSON"),
 }
 
+# Faults of data sets in one file: what is made, and what inspect prints with exit code 1. Above the gap it also stops
+# a training before it starts.
+FILES = {
+    "coco: boxes alone": (boxes_only, "none of 2 annotations has an outline", "for detection (boxes)"),
+    "coco: a category that is not listed": (lambda: coco(category_id=70000), "70000", "data.ignore"),
+    "coco: an outline that is none": (lambda: coco(segmentation="square"), "annotation 1", "cannot be used"),
+    "coco: cut short": (lambda: coco(lambda text: text[:-9]), "_annotations.coco.json"),
+    "coco: endless brackets": (lambda: coco(lambda text: '{"images": ' + "[" * 10**5), "too deeply"),
+    "yolo: names broken": (lambda: yolo(description="train: images/train\nnames: a, b\n"), "names must be a list"),
+    "yolo: a list that is a picture": (
+        lambda: yolo(description="train: [images/train/0.png]\nnames: [a]\n"), "0.png is a file", "data.yaml, train"),
+    "yolo: alias": (lambda: yolo(description="names: &a [x, *a]\ntrain: images/train\n"), "alias"),
+
+    "coco: no outline": (lambda: coco(segmentation=None), "annotation 1 (1.png) has no segmentation", "take it out"),
+    "coco: no pixel": (lambda: coco(segmentation=[[1, 1, 9, 9]]), "1.png has 1 object without a pixel (annotation 1)"),
+    "coco: a box beside": (lambda: coco(bbox=[12, 9, 1, 1]), "annotation 1", "but its outline lies in"),
+    "coco: run lengths": (lambda: coco(segmentation={"size": list(SIZE), "counts": [1, 2]}), "annotation 1", "add up"),
+    "coco: a picture missing": (lambda: (coco(), Path("coco/train/1.png").unlink()), "1.png is listed but not there"),
+    "coco: a picture cut short": (lambda: (coco(), cut("coco/train/1.png")), "1.png is damaged or cut short"),
+    "yolo: boxes": (lambda: yolo("0 0.5 0.5 0.2 0.2"), "1.txt, line 1 is a box"),
+    "yolo: pixels": (lambda: yolo("0 12 14 40 14 40 33"), "1.txt, line 1", "Pixels are to be divided"),
+    "yolo: a class without a name": (lambda: yolo("7 0.1 0.2 0.5 0.2 0.5 0.7"), "1.txt, line 1 has the class 7"),
+    "yolo: no pixel": (lambda: yolo("0 0.5 0.5 0.5 0.5 0.5 0.5"), "1.txt has 1 object without a pixel (line 1)"),
+    "yolo: no text": (lambda: (yolo(), huge_png("yolo/labels/train/1.txt")), "1.txt is no UTF-8 text"),
+}  # fmt: skip
+AT_OPENING = list(FILES)[: list(FILES).index("coco: no outline")]
+TRAIN_FILE = ("--set", "data.train=train", "--set", "data.val=train", "--model", "yolact", "--out", "new", *CPU)
+
 CASES = [
     # data sets
+    ("inspect: a setting of no use, COCO", coco, ("inspect", "coco", "--set", "suffix=_m"), "COCO has no use"),
+    ("inspect: a setting of no use, YOLO", yolo, ("inspect", "yolo", "--set", "kind=ids"), "YOLO has no use"),
+    ("convert: nothing left", yolo, ("convert", "yolo", "new", "--to", "coco", "--set", "ignore=[0]"), "leaves none"),
+    ("convert: panoptic", coco, ("convert", "coco", "new", "--to", "ids", "--task", "panoptic"), "no panoptic truth"),
+    ("convert: class masks as objects", NOTHING, ("convert", "data", "new", "--to", "yolo"), "data"),
     ("inspect: folder missing", NOTHING, ("inspect", "nowhere"), "no folder nowhere"),
     ("inspect: a file", NOTHING, ("inspect", "file"), "file is a file"),
     ("inspect: folder empty", lambda: Path("e").mkdir(), ("inspect", "e"), "e is empty"),
@@ -289,10 +354,35 @@ def test_inspect_tells_every_fault_of_a_data_set(here, kirie_, fault):
     make(IMAGE, MASK)
     before = contents(here)
     code, out, err = kirie_("inspect", "data", "--no-sheet")
-    assert (code == 1 and err == "" and "fault:" in out and "mend:" in out) or "label file" in out
+    assert code == 1 and err == "" and "fault:" in out
+    assert "mend:" in out or "Save the label file at the size" in out
     for part in told:
         assert part.format(image=IMAGE, mask=MASK) in out
     assert contents(here) == before
+
+
+@pytest.mark.parametrize("fault", FILES)
+def test_inspect_tells_every_fault_of_a_data_set_in_one_file(here, kirie_, fault):
+    make, *told = FILES[fault]
+    make()
+    before = contents(here)
+    code, out, err = kirie_("inspect", fault.partition(":")[0], "--no-sheet")
+    assert code == 1 and "Traceback" not in err
+    assert (out == "" and err.startswith("Error: ")) or (err == "" and "fault:" in out and "mend:" in out)
+    for part in told:
+        assert part in out + err
+    assert contents(here) == before
+
+
+@pytest.mark.parametrize("fault", AT_OPENING)
+def test_what_the_file_shows_stops_a_training_before_it_starts(here, kirie_, fault):
+    make, *told = FILES[fault]
+    make()
+    code, _, err = kirie_("train", fault.partition(":")[0], *TRAIN_FILE)
+    assert code == 1 and err.startswith("Error: ") and "Traceback" not in err and err.count("\n") < 4
+    for part in told:
+        assert part in err
+    assert not Path("new").exists()
 
 
 # A system that refuses to write

@@ -123,13 +123,13 @@ def test_what_a_command_cannot_help(here, kirie_, monkeypatch, error, code, told
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("kirie.prediction.save.find_images", fail)
+    monkeypatch.setattr("kirie.prediction.predict_files.find_images", fail)
     found, out, err = kirie_("predict", "colour.safetensors", "data/images/test", "--out", "cut")
     assert found == code and out == "" and err.startswith(told) and err.count("\n") <= 1
 
 
 def test_a_mistake_in_kirie_keeps_its_traceback(here, kirie_, monkeypatch):
-    monkeypatch.setattr("kirie.prediction.save.find_images", lambda *_: 1 / 0)
+    monkeypatch.setattr("kirie.prediction.predict_files.find_images", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         kirie_("predict", "colour.safetensors", "data/images/test", "--out", "cut")
 
@@ -167,6 +167,15 @@ def test_inspect_sheet_where_and_whether(here, kirie_):
         assert sheet.format == "JPEG"
     code, out, _ = kirie_("inspect", "data", "--no-sheet")
     assert code == 0 and "sheet" not in out and not Path("data_sheet.png").exists()
+
+
+def test_inspect_names_the_sheet_of_a_file_by_its_stem(here, kirie_):
+    file = {"id": 1, "file_name": "images/train/train0.png", "height": SIZE[0], "width": SIZE[1]}
+    objects = [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[4, 4, 12, 4, 12, 12]], "iscrowd": 0}]
+    whole = {"images": [file], "annotations": objects, "categories": [{"id": 1, "name": "a"}]}
+    Path("data/all.json").write_text(json.dumps(whole))
+    code, out, err = kirie_("inspect", "data/all.json", "--set", "val_fraction=0")
+    assert code == 0 and err == "" and "contact sheet: all_sheet.png" in out and Path("all_sheet.png").exists()
 
 
 def test_inspect_json(here, kirie_):
@@ -512,6 +521,16 @@ def test_demo_walks_the_whole_road(here, kirie_):
     assert all(f"{step}/4" in out for step in range(1, 5)) and "1 predicted into show/cut" in out
     for name in ("inspect.png", "run/report.html", "run/history.png", "run/model.safetensors", "cut/0001.png"):
         assert Path("show", name).stat().st_size > 0
+
+
+def test_demo_of_objects(here, kirie_):
+    code, out, err = kirie_(*DEMO, "--task", "instance")
+    assert code == 0 and "Traceback" not in err
+    assert "matching accuracy" in out and "1 predicted into show/cut" in out
+    for name in ("demo.jpg", "run/report.html", "run/model.safetensors", "cut/0001_overlay.jpg", "cut/objects.csv"):
+        assert Path("show", name).stat().st_size > 0
+    code, _, err = kirie_(*DEMO, "--task", "panoptic")
+    assert code == 1 and "semantic and instance" in err
 
 
 def test_demo_replaces_its_own_run_and_spares_any_other(here, kirie_, monkeypatch):

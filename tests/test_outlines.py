@@ -3,7 +3,6 @@ import pytest
 from pycocotools import mask as coco_mask
 from skimage.measure import euler_number, label
 
-from kirie.masks import Crop
 from kirie.outlines import joined, outline, outlines
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
@@ -29,22 +28,21 @@ def test_rings_fill_back_to_the_same_mask(share):
         bits = random.random((h, w)) < share
         bits[random.integers(h), random.integers(w)] = True
         size = (top + h + below, left + w + right)
-        crop = Crop(top, left, bits)
         expected = placed(bits, top, left, size)
-        rings = outlines(crop)
+        rings = outlines(top, left, bits)
         assert np.array_equal(filled(rings, size), expected)
-        assert np.array_equal(filled([outline(crop)], size), expected)
+        assert np.array_equal(filled([outline(top, left, bits)], size), expected)
         assert len(rings) == label(bits, connectivity=1).max()
 
 
 def test_a_pixel_is_a_square_and_a_rectangle_has_four_corners():
-    assert outline(Crop(5, 3, np.ones((1, 1), bool))).tolist() == [[3, 5], [4, 5], [4, 6], [3, 6]]
-    assert len(outline(Crop(0, 0, np.ones((40, 70), bool)))) == 4
+    assert outline(5, 3, np.ones((1, 1), bool)).tolist() == [[3, 5], [4, 5], [4, 6], [3, 6]]
+    assert len(outline(0, 0, np.ones((40, 70), bool))) == 4
 
 
 def test_an_empty_mask_has_no_outline():
-    assert outline(Crop(0, 0, np.zeros((0, 0), bool))) is None
-    assert outlines(Crop(2, 2, np.zeros((3, 4), bool))) == []
+    assert outline(0, 0, np.zeros((0, 0), bool)) is None
+    assert outlines(2, 2, np.zeros((3, 4), bool)) == []
 
 
 def test_holes_are_joined_to_their_own_part():
@@ -52,7 +50,7 @@ def test_holes_are_joined_to_their_own_part():
     bits[0:9, 0:9] = bits[1:8, 11:20] = True
     bits[2:4, 2:4] = bits[5:7, 5:8] = bits[3:6, 13:17] = False
     bits[4, 15] = True  # an island in a hole
-    first, second, island = outlines(Crop(0, 0, bits))
+    first, second, island = outlines(0, 0, bits)
     assert euler_number(bits, connectivity=1) == 0  # three parts, three holes
     assert first[:, 0].max() == 9 and second[:, 0].min() == 11 and len(island) == 4
     for ring, area in ((first, 81 - 4 - 6), (second, 63 - 12), (island, 1)):
@@ -66,4 +64,4 @@ def test_a_ring_alone_stays_as_it_is():
 
 def test_thousands_of_specks_take_no_long_time():
     bits = np.random.default_rng(1).random((300, 300)) < 0.5
-    assert np.array_equal(filled([outline(Crop(0, 0, bits))], (300, 300)), bits)
+    assert np.array_equal(filled([outline(0, 0, bits)], (300, 300)), bits)

@@ -10,7 +10,17 @@ import pytest
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.masks import Crop, Masks
-from kirie.results import Instances, PanopticMap, Segment, SemanticMap, to_instances, to_panoptic, to_semantic
+from kirie.results import (
+    Instances,
+    PanopticMap,
+    Segment,
+    SemanticMap,
+    id_map,
+    stacking,
+    to_instances,
+    to_panoptic,
+    to_semantic,
+)
 
 SIZE = (6, 8)
 TWO = Classes(("cat", "dog"), things=(True, True))
@@ -232,7 +242,9 @@ def test_results_are_frozen(make):
 # Conversions
 
 
-@pytest.mark.parametrize(("scores", "shared"), [((0.9, 0.5), 1), ((0.5, 0.9), 2), ((0.7, 0.7), 2)])
+@pytest.mark.parametrize(
+    ("scores", "shared"), [((0.9, 0.5), 1), ((0.5, 0.9), 2), ((0.7, 0.7), 2)]
+)  # of equal ones the later
 def test_instances_become_a_semantic_map_by_score(scores, shared):
     found = to_semantic(two_squares(scores))
     assert found.classes.names == ("background", "cat", "dog")
@@ -241,6 +253,47 @@ def test_instances_become_a_semantic_map_by_score(scores, shared):
     expected[:4, :4], expected[2:6, 2:6] = 1, 2
     expected[2:4, 2:4] = shared
     assert found.labels.tolist() == expected.tolist()
+
+
+def cup_on_table(crowd=False):
+    """A cup, listed before the table that it stands on, and behind both a crowd of cups where it is asked for."""
+    crops = [Crop(2, 2, np.ones((2, 2), bool)), Crop(1, 1, np.ones((4, 5), bool)), Crop(0, 0, np.ones(SIZE, bool))]
+    masks = Masks.from_crops(crops[: 2 + crowd], SIZE)
+    return Instances.from_masks(masks, [0, 1, 0][: 2 + crowd], TWO, crowd=np.array([False, False, True])[: 2 + crowd])
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_crowds_lie_lowest_and_small_objects_highest(crowd):
+    truth = cup_on_table(crowd)
+    expected = np.full(SIZE, 3 if crowd else 0)
+    expected[1:5, 1:6], expected[2:4, 2:4] = 2, 1
+    assert np.array_equal(id_map(truth), expected)
+    assert np.array_equal(to_panoptic(truth).ids, expected)
+    assert np.array_equal(to_semantic(truth).labels, np.array([0, 1, 2, 1])[expected])
+    assert stacking(truth).tolist() == [2, 1, 0][not crowd :]
+    assert id_map(truth, [7, 8, 9][: 2 + crowd])[2, 2] == 7
+
+
+def test_a_higher_score_lies_above_a_smaller_mask_but_not_a_crowd_above_an_object():
+    found = cup_on_table(True)
+    found = dataclasses.replace(found, scores=np.array([0.5, 0.6, 1.0], np.float32))
+    assert stacking(found).tolist() == [2, 0, 1]
+
+
+def test_no_crowd_is_given_where_there_is_none():
+    found = two_squares()
+    assert found.crowd.tolist() == [False, False] and found.crowd.dtype == bool and found.singles() is found
+    assert found[:0].crowd.shape == (0,)
+
+
+def test_rows_take_other_masks():
+    truth = dataclasses.replace(cup_on_table(True), areas=np.array([4.0, 20, 48]))
+    moved = truth.with_masks(
+        [2, 0], Masks.from_crops([Crop(0, 0, np.ones((9, 9), bool)), Crop(1, 2, np.ones((1, 1), bool))], (9, 9))
+    )
+    assert moved.labels.tolist() == [0, 0] and moved.crowd.tolist() == [True, False] and moved.size == (9, 9)
+    assert moved.boxes.tolist() == [[0, 0, 9, 9], [2, 1, 3, 2]] and moved.areas is None
+    assert len(truth.with_masks([], Masks((9, 9)))) == 0
 
 
 def test_classes_that_have_a_background_keep_it():

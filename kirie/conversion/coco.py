@@ -11,16 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import numpy.typing as npt
-
 from kirie.classes import Classes
+from kirie.coco_words import bboxes, category_ids, number, run_lengths
 from kirie.conversion.folders import picture_path
 from kirie.conversion.writer import Entry, Writer
 from kirie.data.dataset import Task
 from kirie.masks import Masks
-from kirie.outlines import outlines
-from kirie.pairs import crowds
 from kirie.results import Instances, Result, to_instances
 
 
@@ -40,7 +36,9 @@ class CocoWriter(Writer):
     ) -> None:
         super().__init__(root, classes, task, splits)
         self.polygons = polygons
-        self.category_ids = classes.ids if min(classes.ids) > 0 else tuple(range(1, len(classes) + 1))
+        self.category_ids = category_ids(classes)
+        if self.category_ids != classes.ids:
+            self._notes.append("The categories are 1, 2, 3... in the new files, in the order of the classes.")
         self._pictures: dict[str, int] = {}
         self._annotations: dict[str, int] = {}
         for split in splits or ("",):
@@ -57,37 +55,36 @@ class CocoWriter(Writer):
         self._tell("object without a pixel", "left out", int((~there).sum()))
         objects = objects[there]
         self._pictures[entry.split] += 1
-        number = self._pictures[entry.split]
+        picture = self._pictures[entry.split]
         height, width = entry.size
         self._append(
             entry.split,
             "images",
-            [{"id": number, "file_name": entry.name + entry.ending, "height": height, "width": width}],
+            [{"id": picture, "file_name": entry.name + entry.ending, "height": height, "width": width}],
         )
-        rows = self._rows(objects, number, self._annotations[entry.split] + 1)
+        rows = self._rows(objects, picture, self._annotations[entry.split] + 1)
         self._annotations[entry.split] += len(rows)
         self.objects += len(rows)
         self._append(entry.split, "annotations", rows)
 
     def _rows(self, objects: Instances, picture: int, first: int) -> list[dict[str, Any]]:
         areas = objects.masks.areas() if objects.areas is None else objects.areas
-        crowd = crowds(objects)
         rows = []
-        for index, box in enumerate(objects.boxes):
-            mask = objects.masks[index]
-            rings = polygons(mask) if self.polygons and not crowd[index] else None
+        for index, (box, rle) in enumerate(zip(bboxes(objects.boxes), run_lengths(objects.masks), strict=True)):
+            wanted = self.polygons and not objects.crowd[index]
+            rings = polygons(objects.masks[index]) if wanted else None
             rows.append(
                 {
                     "id": first + index,
                     "image_id": picture,
                     "category_id": self.category_ids[objects.labels[index]],
-                    "segmentation": run_lengths(mask) if rings is None else rings,
-                    "area": _number(areas[index]),
-                    "bbox": _bbox(box),
-                    "iscrowd": int(crowd[index]),
+                    "segmentation": rle if rings is None else rings,
+                    "area": number(areas[index]),
+                    "bbox": box,
+                    "iscrowd": int(objects.crowd[index]),
                 }
             )
-            self._tell("mask", "kept as run lengths", int(self.polygons and not crowd[index] and rings is None))
+            self._tell("mask", "kept as run lengths", int(wanted and rings is None))
         return rows
 
     def _append(self, split: str, part: str, rows: list[dict[str, Any]]) -> None:
@@ -99,8 +96,8 @@ class CocoWriter(Writer):
         """Joins the pictures and annotations of each split to its file, with the categories."""
         rows = zip(self.category_ids, self.classes.names, self.classes.colors, strict=True)
         categories = [
-            {"id": number, "name": name, "supercategory": name, "color": list(color), "isthing": 1}
-            for number, name, color in rows
+            {"id": own, "name": name, "supercategory": name, "color": list(color), "isthing": 1}
+            for own, name, color in rows
         ]
         for split in self._pictures:
             name = f"instances_{split}.json" if split else "instances.json"
@@ -123,24 +120,8 @@ class CocoWriter(Writer):
         rows.unlink()
 
 
-def run_lengths(mask: Masks) -> dict[str, Any]:
-    """One mask as compressed run lengths in plain JSON."""
-    rle = mask.rles()[0]
-    return {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-
-
 def polygons(mask: Masks) -> list[list[int]] | None:
     """One mask as COCO polygons, a flat ring for each part; None where filling them would not give it back."""
-    rings: list[list[int]] = [ring.ravel().tolist() for ring in outlines(mask.crops()[0])]
+    rings: list[list[int]] = [ring.ravel().tolist() for ring in mask.polygons()[0]]
     again = Masks.from_polygons([rings], mask.size)
     return rings if rings and again.rles() == mask.rles() else None
-
-
-def _bbox(box: npt.NDArray[np.float32]) -> list[int | float]:
-    """Left, top, width and height in the fewest digits that give the float32 edges back."""
-    left, top, right, bottom = (float(str(edge)) for edge in box)
-    return [_number(round(value, 6)) for value in (left, top, right - left, bottom - top)]
-
-
-def _number(value: float) -> int | float:
-    return int(value) if float(value).is_integer() else float(value)

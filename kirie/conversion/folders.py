@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from kirie.class_lists import VOC_VOID_COLOR
 from kirie.classes import Classes
-from kirie.conversion.writer import VOID_COLOR, Entry, Writer, id_map, save_map
+from kirie.conversion.writer import Entry, Writer
 from kirie.data.dataset import Task
 from kirie.errors import KirieError
-from kirie.results import Result
+from kirie.files import numbers_image
+from kirie.results import Result, id_map, to_semantic
 
 MAX_NUMBER = 65535
 
@@ -44,19 +46,17 @@ class MasksWriter(Writer):
     def write(self, entry: Entry, truth: Result) -> None:
         """Writes the index mask."""
         self._visible(truth)
-        self._save_mask(entry, self._map(truth).labels)
+        self._save_mask(entry, to_semantic(truth).labels)
 
     def _save_mask(self, entry: Entry, labels: npt.NDArray[Any]) -> None:
         self.has_void |= bool((labels == self.numbered.void).any())
         classes = self.numbered
         ids, path = classes.to_file_ids(labels), self._path(label_path("masks", entry))
         if max(*classes.ids, self.void if self.has_void else 0) > 255:
-            save_map(path, ids)
+            numbers_image(ids).save(path)
         else:
-            colors = dict(zip(classes.ids, classes.colors, strict=True)) | (
-                {self.void: VOID_COLOR} if self.has_void else {}
-            )
-            save_map(path, ids.astype(np.uint8), colors)
+            void = {self.void: VOC_VOID_COLOR} if self.has_void else {}
+            numbers_image(ids.astype(np.uint8), dict(zip(classes.ids, classes.colors, strict=True)) | void).save(path)
 
     def finish(self) -> None:
         """Writes the class table."""
@@ -81,8 +81,8 @@ class IdsWriter(MasksWriter):
         if len(objects) > MAX_NUMBER:
             raise KirieError(f"It has {len(objects):,} objects; a 16-bit file numbers {MAX_NUMBER:,}. Write coco.")
         self.objects += self._visible(objects)
-        ids = id_map(objects, range(1, len(objects) + 1))
-        save_map(self._path(label_path("ids", entry)), ids)
+        ids = id_map(objects)
+        numbers_image(ids).save(self._path(label_path("ids", entry)))
         if len(self.classes) > 1:
             of_object = np.array([0, *(objects.labels + len(self.map_classes) - len(self.classes))], np.int32)
             self._save_mask(entry, of_object[ids])

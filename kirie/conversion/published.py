@@ -11,14 +11,14 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from kirie.class_lists import ADE20K, CITYSCAPES, VOC
+from kirie.class_lists import ADE20K, CITYSCAPES, VOC, VOC_VOID_COLOR
 from kirie.classes import Classes, palette
 from kirie.conversion.folders import table
-from kirie.conversion.writer import VOID_COLOR, Entry, Writer, class_numbers, id_map, save_map
+from kirie.conversion.writer import Entry, Writer, class_numbers
 from kirie.data.dataset import Task
 from kirie.errors import KirieError
-from kirie.pairs import crowds
-from kirie.results import Instances, Result, to_instances
+from kirie.files import numbers_image
+from kirie.results import Instances, Result, id_map, to_instances, to_semantic
 
 VOID = 255
 BLACK = (0, 0, 0)
@@ -56,17 +56,15 @@ class VocWriter(Writer):
         """Writes the class map and, where there are objects, the map of their numbers."""
         if self.task != "semantic":
             numbers = self._numbers(to_instances(truth))
-            colors = dict(enumerate(palette(VOID - 1), 1))
-            save_map(
-                self._path(f"SegmentationObject/{entry.name}.png"), numbers, {0: BLACK, **colors, VOID: VOID_COLOR}
-            )
-        labels = self._map(truth).labels.astype(np.uint8)
-        colors = dict(enumerate(self.map_classes.colors))
-        save_map(self._path(f"SegmentationClass/{entry.name}.png"), labels, colors | {VOID: VOID_COLOR})
+            colors = {0: BLACK, **dict(enumerate(palette(VOID - 1), 1)), VOID: VOC_VOID_COLOR}
+            numbers_image(numbers, colors).save(self._path(f"SegmentationObject/{entry.name}.png"))
+        labels = to_semantic(truth).labels.astype(np.uint8)
+        colors = {**dict(enumerate(self.map_classes.colors)), VOID: VOC_VOID_COLOR}
+        numbers_image(labels, colors).save(self._path(f"SegmentationClass/{entry.name}.png"))
         self.lists[entry.split or "default"].append(entry.name)
 
     def _numbers(self, objects: Instances) -> npt.NDArray[np.uint8]:
-        crowd = crowds(objects)
+        crowd = objects.crowd
         single = int((~crowd).sum())
         if single >= VOID:
             raise KirieError(
@@ -114,13 +112,14 @@ class CityscapesWriter(Writer):
 
     def write(self, entry: Entry, truth: Result) -> None:
         """Writes the class map and, where there are objects, the map of their numbers."""
-        labels = self.numbers[self._map(truth).labels]
+        labels = self.numbers[to_semantic(truth).labels]
         if self.task != "semantic":
             objects = self._things(to_instances(truth))
             ids = id_map(objects, self._numbers(objects))
-            save_map(self._path(self._place(entry, "gtFine_instanceIds", ".png")), np.where(ids > 0, ids, labels))
+            shown = numbers_image(np.where(ids > 0, ids, labels))
+            shown.save(self._path(self._place(entry, "gtFine_instanceIds", ".png")))
             self.objects += self._visible(objects)
-        save_map(self._path(self._place(entry, "gtFine_labelIds", ".png")), labels.astype(np.uint8))
+        numbers_image(labels.astype(np.uint8)).save(self._path(self._place(entry, "gtFine_labelIds", ".png")))
 
     def _things(self, objects: Instances) -> Instances:
         """The objects of classes that have objects in Cityscapes; the others stay in the class map."""
@@ -137,7 +136,7 @@ class CityscapesWriter(Writer):
         """The number of each object in `*_instanceIds.png`."""
         of_class: Counter[int] = Counter()
         numbers = []
-        for number, is_crowd in zip(self._class_numbers(objects).tolist(), crowds(objects).tolist(), strict=True):
+        for number, is_crowd in zip(self._class_numbers(objects).tolist(), objects.crowd.tolist(), strict=True):
             numbers.append(number if is_crowd else 1000 * number + of_class[number])
             of_class[number] += not is_crowd
         most = max(of_class.values(), default=0)
@@ -180,7 +179,7 @@ class Ade20kWriter(Writer):
         """Writes the class map."""
         self._visible(truth)
         path = self._path(f"annotations/{self.folders[entry.split]}/{entry.name}.png")
-        save_map(path, self.numbers[self._map(truth).labels].astype(np.uint8))
+        numbers_image(self.numbers[to_semantic(truth).labels].astype(np.uint8)).save(path)
 
     def finish(self) -> None:
         """Writes the list of the 150 classes."""

@@ -5,23 +5,18 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from kirie.classes import Classes
 from kirie.data.dataset import Task
 from kirie.errors import KirieError, counted
 from kirie.masks import count_ids
-from kirie.pairs import crowds
-from kirie.results import Instances, Result, SemanticMap, to_instances, to_semantic
-
-Color = tuple[int, int, int]
-VOID_COLOR = (224, 224, 192)
+from kirie.results import Instances, Result, SemanticMap, id_map, to_instances
 
 
 class Entry(NamedTuple):
@@ -104,10 +99,6 @@ class Writer(ABC):
     def _write_json(self, below: str, value: Any) -> None:
         self._write_text(below, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
-    def _map(self, truth: Result) -> SemanticMap:
-        """The truth as a map of `map_classes`; of overlapping objects the smaller lies on top."""
-        return to_semantic(truth[stacking(truth)] if isinstance(truth, Instances) else truth)
-
     def _singles(self, truth: Result, words: str) -> Instances:
         """The objects of a truth without crowds and without empty masks; `words` say what became of crowds."""
         objects = to_instances(truth)
@@ -122,43 +113,14 @@ class Writer(ABC):
         if isinstance(truth, SemanticMap):
             return 0
         objects = to_instances(truth)
-        areas, single = objects.masks.areas(), ~crowds(objects)
-        ids, counts = count_ids(id_map(objects, range(1, len(objects) + 1)))
+        areas, single = objects.masks.areas(), ~objects.crowd
+        ids, counts = count_ids(id_map(objects))
         shown = int(single[ids[ids > 0] - 1].sum())
         self._tell(
             "picture", "with objects that overlap: the smaller lies on top", int(counts[ids > 0].sum() < areas.sum())
         )
         self._tell("object", "left out, since others cover all of it", int((single & (areas > 0)).sum()) - shown)
         return shown
-
-
-def id_map(objects: Instances, ids: Sequence[int]) -> npt.NDArray[np.int32]:
-    """The (H, W) map with the id of the object that lies on top, 0 where there is none."""
-    order = stacking(objects)
-    return objects.masks[order].id_map([ids[index] for index in order])
-
-
-def stacking(objects: Instances) -> npt.NDArray[np.int64]:
-    """The order (N,) in which to paint objects: crowds first, then from the largest to the smallest."""
-    order: npt.NDArray[np.int64] = np.lexsort((-objects.masks.areas(), ~crowds(objects))).astype(np.int64)
-    return order
-
-
-def save_map(path: Path, ids: npt.NDArray[Any], colors: Mapping[int, Color] | None = None) -> None:
-    """Writes an (H, W) map of numbers as PNG: of 8 bits where all are below 256 by type, else of 16.
-
-    Args:
-        path: the file.
-        ids: uint8, or whole numbers up to 65535.
-        colors: of the numbers, for the palette of an 8-bit file; None makes it grey.
-    """
-    image = Image.fromarray(ids if ids.dtype == np.uint8 else ids.astype(np.uint16))
-    if colors is not None:
-        palette = np.full((256, 3), 200, np.uint8)
-        for number, color in colors.items():
-            palette[number] = color
-        image.putpalette(palette.tobytes())
-    image.save(path, "PNG")
 
 
 def class_numbers(classes: Classes, published: Classes, title: str) -> npt.NDArray[np.uint16]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kirie.data.folders import FolderDataset
     from kirie.data.layouts import FolderSettings
 
-# In the order in which they are tried: the first whose `recognises(path, task)` says so opens it, so the special come
+# In the order in which they are tried: the first whose `recognises` says so opens it, so the special come
 # before the general, and the last one says what is wrong with a path that none recognises.
 DATASETS = {
     "voc": "kirie.data.voc:VocDataset",
@@ -38,7 +38,7 @@ def dataset_class(
         raise KirieError(f"data.format is {named!r}; expected one of {', '.join(DATASETS)}.")
     for row in DATASETS.values() if named is None else (DATASETS[named],):
         form: type[FolderDataset] = look_up(row)
-        if form.recognises(path, task):
+        if form.recognises(path, task, settings):
             break
     return form
 
@@ -51,7 +51,7 @@ def open_dataset(
     Args:
         path: the folder, or a COCO JSON file, or the YAML file of a YOLO data set.
         split: train, val or test; None for all pictures.
-        task: semantic, instance or panoptic; None for the one that the label files serve.
+        task: semantic or instance; None for the one that the label files serve.
         settings: how to read it (`layouts.FolderSettings`); None looks for itself.
 
     Raises:

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from kirie.class_lists import ADE20K
 from kirie.data.class_table import ClassTable, read_class_table, table_text
+from kirie.data.folder_layout import find_layout
 from kirie.data.folders import FolderDataset
 from kirie.data.labels import LabelFormat, find_format
-from kirie.data.layouts import FolderSettings, Layout, drop_unlabelled_test, find_layout, moved_below
+from kirie.data.layouts import FolderSettings, Layout, drop_unlabelled_test, moved_below
 from kirie.errors import KirieError
 
 SPLITS = ("training", "validation")
@@ -31,7 +32,7 @@ class Ade20kDataset(FolderDataset):
     """
 
     @staticmethod
-    def recognises(path: str | Path, task: str | None = None) -> bool:
+    def recognises(path: str | Path, task: str | None = None, settings: FolderSettings | None = None) -> bool:
         """Whether the folders are there and something that only ADE20K has."""
         home = _home(Path(path))
         there = any((home / "images" / s).is_dir() and (home / "annotations" / s).is_dir() for s in SPLITS)
@@ -42,7 +43,7 @@ class Ade20kDataset(FolderDataset):
         """The pictures with their label files, as in any folders with splits inside.
 
         Raises:
-            KirieError: as `layouts.find_layout`.
+            KirieError: as `folder_layout.find_layout`.
         """
         home = _home(path)
         layout = find_layout(home, replace(settings, masks=settings.masks or "annotations"), task)

@@ -19,7 +19,7 @@ from kirie.data import light
 from kirie.data.geometry import Geometry, cropping, elastic_bend, flipping, grid_line, moving, turning
 from kirie.errors import KirieError
 from kirie.masks import Masks
-from kirie.results import Instances, PanopticMap, Result, Segment, SemanticMap
+from kirie.results import Instances, PanopticMap, Result, Segment, SemanticMap, id_map
 
 Image = npt.NDArray[np.uint8]
 Size = tuple[int, int]
@@ -241,7 +241,7 @@ def follow(truth: Result, geometry: Geometry) -> Result:
     crops = geometry.warp_crops(truth.masks.crops())
     kept = np.array([index for index, crop in enumerate(crops) if crop is not None], np.intp)
     masks = Masks.from_crops([crop for crop in crops if crop is not None], geometry.size)
-    return _with_masks(truth, kept, masks)
+    return truth.with_masks(kept, masks)
 
 
 @overload
@@ -257,7 +257,7 @@ def apply_callable(f: Callable[..., Any], image: Image, truth: Result | None) ->
 
     The function gets the image (H, W, C) uint8 and a mask (H, W), and returns a dict with both as "image" and "mask",
     of any size that they share. The mask is the labels of a `SemanticMap`; the ids of a `PanopticMap`, 0 being void;
-    for `Instances` an int32 map with 1..N, 0 being none, where a later instance covers an earlier one; zeros without
+    for `Instances` an int32 map with 1..N, 0 being none, where they cover one another by `stacking`; zeros without
     truth. Values that the function fills in have to fit this: for a `SemanticMap` best `classes.void`.
 
     Raises:
@@ -281,13 +281,7 @@ def apply_callable(f: Callable[..., Any], image: Image, truth: Result | None) ->
         return new_image, _recounted(new_mask, truth)
     kept = np.setdiff1d(new_mask, [0])
     masks = Masks.from_ids(new_mask, kept.tolist())
-    return new_image, _with_masks(truth, kept - 1, masks)
-
-
-def _with_masks(truth: Instances, kept: npt.NDArray[Any], masks: Masks) -> Instances:
-    """The rows `kept` of a truth with new masks, and with the boxes of these."""
-    crowd = None if truth.crowd is None else truth.crowd[kept]
-    return Instances.from_masks(masks, truth.labels[kept], truth.classes, truth.scores[kept], crowd)
+    return new_image, truth.with_masks(kept - 1, masks)
 
 
 def _chance(probability: float, rng: np.random.Generator) -> bool:
@@ -364,7 +358,7 @@ def _as_mask(truth: Result | None, size: Size) -> npt.NDArray[Any]:
         return np.zeros(size, np.uint8)
     if isinstance(truth, SemanticMap):
         return truth.labels
-    return truth.masks.id_map() if isinstance(truth, Instances) else truth.ids
+    return id_map(truth) if isinstance(truth, Instances) else truth.ids
 
 
 def _checked_answer(answer: Any, image: Image, mask: npt.NDArray[Any]) -> tuple[Image, npt.NDArray[Any]]:

@@ -61,7 +61,7 @@ class CityscapesDataset(FolderDataset):
     """
 
     @staticmethod
-    def recognises(path: str | Path, task: str | None = None) -> bool:
+    def recognises(path: str | Path, task: str | None = None, settings: FolderSettings | None = None) -> bool:
         """Whether there is a folder `leftImg8bit`, or the published archive's folder around it."""
         return _place(Path(path), IMAGES) is not None
 

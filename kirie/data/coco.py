@@ -7,21 +7,25 @@ Roboflow, CVAT, Label Studio and others write it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from kirie.class_lists import COCO
 from kirie.classes import Classes
-from kirie.data.coco_file import Category, CocoFile
+from kirie.data.coco_file import Category, CocoFile, Outline, annotation_name
 from kirie.data.coco_layout import CocoLayout, coco_files, find_coco
-from kirie.data.coco_objects import coco_objects
+from kirie.data.coco_objects import BROKEN, REWRITE, coco_objects
+from kirie.data.fault import named
+from kirie.data.folder_layout import find_layout
 from kirie.data.folders import FolderDataset
 from kirie.data.labels import LabelFormat, find_format
-from kirie.data.layouts import FolderSettings, Layout, Pair, find_layout
+from kirie.data.layouts import FolderSettings, Layout, Pair
 from kirie.data.objects import Objects
-from kirie.errors import KirieError
+from kirie.errors import KirieError, counted
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,8 @@ class CocoDataset(FolderDataset):
     (`left_out` says how many of the first and third kind).
 
     Raises:
-        KirieError: as `FolderDataset`, and when annotations have a category that the files do not list.
+        KirieError: as `FolderDataset`, and when annotations have a category that the files do not list or an outline
+            that is none.
     """
 
     def __init__(
@@ -64,33 +69,28 @@ class CocoDataset(FolderDataset):
         super().__init__(path, split, task=task, settings=settings)
         form = cast(CocoFormat, self.form)
         for file in form.files.values():
-            # A training should not run for an hour before it meets one.
-            unknown = sorted(set(file.category_ids.tolist()) - set(form.labels))
-            if unknown:
-                raise KirieError(
-                    f"{file.path}: annotations have the category_id {', '.join(map(str, unknown[:6]))}, which "
-                    f"`categories` does not list. Add it there, or leave them out with data.ignore: {unknown[:6]}."
-                )
+            _check_annotations(file, form.labels)
 
     @staticmethod
-    def recognises(path: str | Path, task: str | None = None) -> bool:
+    def recognises(path: str | Path, task: str | None = None, settings: FolderSettings | None = None) -> bool:
         """Whether a path is a JSON file, or a folder with COCO files and no label files beside that serve the task."""
-        path = Path(path)
+        path, read = Path(path), settings or FolderSettings()
         if path.is_file():
             return path.suffix.lower() == ".json"
         try:
-            found = path.is_dir() and bool(coco_files(path, FolderSettings()))
+            found = path.is_dir() and bool(coco_files(path, read))
         except KirieError:  # opening says it
             found = True
-        return found and not _label_files_serve(path, task)
+        return found and not _label_files_serve(path, task, read)
 
     @staticmethod
     def find_layout(path: Path, settings: FolderSettings, task: str | None) -> CocoLayout:
         """The pictures that the files list.
 
         Raises:
-            KirieError: as `coco_layout.find_coco`.
+            KirieError: as `coco_layout.find_coco`, or when a setting is of no use here.
         """
+        settings.refuse("suffix", "kind", format_name="COCO")
         return find_coco(path, settings)
 
     @staticmethod
@@ -98,13 +98,21 @@ class CocoDataset(FolderDataset):
         """The classes of the files' categories.
 
         Raises:
-            KirieError: when there are none, two files disagree on them, or `data.classes` does not fit them.
+            KirieError: when there are none, two files disagree on them, `data.classes` does not fit them, or the
+                annotations of a file are boxes alone.
         """
         files = cast(CocoLayout, layout).files
-        ignored = settings.ignore or ()
-        categories = [c for c in _categories(files.values()) if c.id not in ignored]
+        ignored, known = settings.ignore or (), _categories(files.values())
+        categories = [c for c in known if c.id not in ignored]
         if not categories:
-            raise KirieError(f"{', '.join(files)} lists no `categories`; expected the id and name of each class.")
+            why = (
+                f"lists no `categories` beside those of data.ignore: {list(ignored)}"
+                if known
+                else "lists no `categories`"
+            )
+            raise KirieError(f"{', '.join(files)} {why}; expected the id and name of each class.")
+        for file in files.values():
+            _expect_outlines(file, ignored)
         names = settings.classes or _distinct(categories)
         if len(names) != len(categories):
             raise KirieError(
@@ -122,8 +130,8 @@ class CocoDataset(FolderDataset):
     def find_objects(pair: Pair, form: LabelFormat, size: tuple[int, int] | None) -> Objects:
         """The objects of a picture, of the size that the file states for it.
 
-        A category that is unknown, or an outline that cannot be used, refuses the whole picture: its other objects
-        alone would teach that there is nothing where this one is.
+        An outline that cannot be used refuses the whole picture: its other objects alone would teach that there is
+        nothing where this one is.
         """
         coco = cast(CocoFormat, form)
         return coco_objects(coco.files[pair.mask], pair.row, coco.labels, coco.classes, size)
@@ -135,9 +143,8 @@ class CocoDataset(FolderDataset):
         return found if isinstance(found, str) else int(found)
 
 
-def _label_files_serve(path: Path, task: str | None) -> bool:
+def _label_files_serve(path: Path, task: str | None, settings: FolderSettings) -> bool:
     """Whether a folder has label files for its pictures that serve the task as well."""
-    settings = FolderSettings()
     try:
         layout = find_layout(path, settings, task)
         if not any(pair.mask for pair in layout.pairs):
@@ -145,6 +152,43 @@ def _label_files_serve(path: Path, task: str | None) -> bool:
         return task != "instance" or find_format(path, layout, settings, task).has_instances
     except KirieError:
         return False
+
+
+def _expect_outlines(file: CocoFile, ignored: Sequence[int]) -> None:
+    """Nothing, when there are no annotations or any of them has an outline.
+
+    Raises:
+        KirieError: when all are boxes, which would be learned as pictures without objects.
+    """
+    rows = file.listed()
+    outlines = file.outlines[rows[~np.isin(file.category_ids[rows], ignored)]]
+    if len(outlines) and (outlines == Outline.NONE).all():
+        raise KirieError(
+            f"{file.path}: none of {counted(len(outlines), 'annotation')} has an outline (segmentation): these labels "
+            "are for detection (boxes). Export the data for segmentation, with an outline for each object."
+        )
+
+
+def _check_annotations(file: CocoFile, labels: Mapping[int, int]) -> None:
+    """Nothing, when annotations can be used as far as opening the file shows: no training should meet the others later.
+
+    Raises:
+        KirieError: on categories that are not listed, and on outlines that are none.
+    """
+    rows = file.listed()
+    numbers = file.category_ids[rows]
+    unknown = sorted(set(numbers.tolist()) - set(labels))
+    if unknown:
+        raise KirieError(
+            f"{file.path}: annotations have the category_id {', '.join(map(str, unknown[:6]))}, which `categories` "
+            f"does not list. Add it there, or leave them out with data.ignore: {unknown[:6]}."
+        )
+    ignored = [number for number, label in labels.items() if label < 0]
+    broken = rows[(file.outlines[rows] == Outline.BROKEN) & ~np.isin(numbers, ignored)].tolist()
+    if broken:
+        places = named([annotation_name(int(file.annotation_ids[row]), row) for row in broken])
+        what = counted(len(broken), "annotation")
+        raise KirieError(f"{file.path} has {what} with a segmentation that cannot be used{places}. {BROKEN} {REWRITE}")
 
 
 def _categories(files: Iterable[CocoFile]) -> list[Category]:

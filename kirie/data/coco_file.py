@@ -94,6 +94,10 @@ class CocoFile:
         """The numbers 0..M-1 of the annotations of picture number `picture`, in the file's order."""
         return self._order[self._starts[picture] : self._starts[picture + 1]]
 
+    def listed(self) -> npt.NDArray[np.int32]:
+        """The numbers of the annotations of all pictures that the file lists."""
+        return self._order[self._starts[0] :]
+
     def rings(self, annotation: int) -> list[npt.NDArray[np.float64]]:
         """The rings of an annotation of `Outline.POLYGONS`, each x1, y1, x2, y2..."""
         first, last = self._rings[annotation], self._rings[annotation + 1]
@@ -189,7 +193,9 @@ class _Reader:
         if len(self.annotation_ids) >= MAX_ANNOTATIONS:
             raise KirieError(f"{self.path} has more than {MAX_ANNOTATIONS:,} annotations.")
         if "segments_info" in entry:
-            raise KirieError(f"{self.path} is a COCO panoptic file, which needs its PNG files; expected instances.")
+            raise KirieError(
+                f"{self.path} is a COCO panoptic file; kirie reads no panoptic truth yet, expected instances."
+            )
         category, number = _whole(entry.get("category_id")), _whole(entry.get("id"))
         if category is None:
             stated = _short(entry.get("category_id"))

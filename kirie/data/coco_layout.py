@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kirie.data.coco_file import CocoFile, Outline, read_coco
+from kirie.data.fault import Fault
 from kirie.data.layouts import (
     IMAGE_FOLDERS,
     LAYOUTS,
@@ -19,8 +20,6 @@ from kirie.data.layouts import (
     with_splits,
     without_truth,
 )
-from kirie.data.objects import Fault
-from kirie.data.pair_table import PairTable
 from kirie.data.splits import canonical
 from kirie.errors import KirieError, counted
 
@@ -129,7 +128,7 @@ def find_coco(path: Path, settings: FolderSettings) -> CocoLayout:
     done = with_splits(root, Layout(f"COCO, {names}", pairs, ""), settings)
     return CocoLayout(
         done.words,
-        PairTable(done.pairs),
+        done.pairs,
         "",
         unfound=(*(name for part in parts for name in part.unfound), *done.unfound),
         seeded=done.seeded,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +11,14 @@ import numpy.typing as npt
 from kirie import boxes as box_maths
 from kirie.classes import Classes
 from kirie.data.coco_file import CocoFile, Outline, annotation_name
-from kirie.data.objects import Fault, Objects
-from kirie.errors import KirieError
+from kirie.data.fault import Fault, named, without_pixels
+from kirie.data.objects import Objects
+from kirie.errors import KirieError, counted
 from kirie.masks import Crop, Masks
 from kirie.results import Instances
 
+BROKEN = "It is neither a list of rings of numbers nor run lengths with size and counts."
+REWRITE = "Write it again, or take it out."
 _FIT = 0.3  # least IoU of a box with its mask's
 _ROUNDING = 3.0  # pixels that the sides of a small box may differ from its mask's
 
@@ -25,8 +28,9 @@ def coco_objects(
 ) -> Objects:
     """The objects of a picture.
 
-    Boxes are the file's, cut to the picture, and the mask's where the file has none. Annotations without an outline or
-    whose mask has no pixel are left out. Areas are the file's, and the mask's where it has none.
+    Boxes are the file's, cut to the picture, and the mask's where the file has none or one that does not fit its mask.
+    Annotations without an outline or whose mask has no pixel are left out. Areas are the file's, and the mask's where
+    it has none that is finite and at least 0.
 
     Args:
         file: the file.
@@ -53,8 +57,7 @@ def coco_objects(
                 items += masks.items
     masks = Masks(actual, tuple(items))
     areas = file.areas[kept]
-    areas = np.where(areas >= 0, areas, masks.areas()) if kept else areas
-    crowd = file.crowd[kept]
+    areas = np.where(np.isfinite(areas) & (areas >= 0), areas, masks.areas()) if kept else areas
     truth = Instances(
         look.boxes(kept, masks),
         np.array([labels[number] for number in file.category_ids[kept].tolist()], np.int64),
@@ -62,32 +65,55 @@ def coco_objects(
         masks,
         actual,
         classes,
-        crowd if crowd.any() else None,
+        file.crowd[kept],
         areas,
     )
-    return Objects(truth, tuple(look.faults), look.refused)
+    return Objects(truth, tuple(look.faults()), look.refused)
+
+
+class _Finding(NamedTuple):
+    """What is wrong with the annotations of a picture that have one fault in common."""
+
+    severity: Literal["fault", "note"]
+    first: str  # what is wrong with the first of them
+    mend: str
+    rows: list[int]
 
 
 class _Look:
-    """The faults of a picture's annotations, as they are found."""
+    """What is wrong with a picture's annotations, as it is found."""
 
     def __init__(self, file: CocoFile, picture: str, size: tuple[int, int]) -> None:
         self.file, self.picture, self.size = file, picture, size
-        self.faults: list[Fault] = []
+        self.found: dict[str, _Finding] = {}
+        self.bare: list[int] = []
         self.refused = ""
 
-    def _add(self, severity: Literal["fault", "note"], kind: str, row: int, what: str, mend: str) -> str:
-        name = annotation_name(int(self.file.annotation_ids[row]), row)
-        whole = f"{self.file.path}: {name} ({self.picture}) {what}"
-        self.faults.append(Fault(severity, kind, whole, (self.file.path,), mend))
-        return f"{whole} {mend}"
+    def faults(self) -> Iterator[Fault]:
+        """One fault for all annotations of a kind, so that a file of bad ones takes no more than its pictures."""
+        for kind, (severity, first, mend, rows) in self.found.items():
+            others = named([self._name(row) for row in rows[1:]])
+            what = f"{self._owner(rows[0])} {first}"
+            what += f" So it is with {counted(len(rows) - 1, 'other annotation')} of it{others}." if others else ""
+            yield Fault(severity, kind, what, (self.file.path,), mend, len(rows))
+        if self.bare:
+            owner, places = f"{self.file.path}: {self.picture}", [self._name(row) for row in self.bare]
+            yield without_pixels(owner, self.file.path, len(self.bare), places)
+
+    def _name(self, row: int) -> str:
+        return annotation_name(int(self.file.annotation_ids[row]), row)
+
+    def _owner(self, row: int) -> str:
+        return f"{self.file.path}: {self._name(row)} ({self.picture})"
+
+    def _add(self, severity: Literal["fault", "note"], kind: str, row: int, what: str, mend: str) -> None:
+        self.found.setdefault(kind, _Finding(severity, what, mend, [])).rows.append(row)
 
     def unknown(self, row: int) -> None:
         """Tells a category that the file does not list."""
         number = int(self.file.category_ids[row])
         mend = "Add it to `categories`, or leave its annotations out with data.ignore."
-        told = self._add("fault", "unknown category", row, f"has the category_id {number}, which is no category.", mend)
-        self.refused = self.refused or told
+        self._add("fault", "unknown category", row, f"has the category_id {number}, which is no category.", mend)
 
     def masks(self, row: int) -> Masks | None:
         """The one mask of an annotation; None when it has none that can be used."""
@@ -100,19 +126,18 @@ class _Look:
             elif outline in (Outline.RLE, Outline.COUNTS):
                 found = Masks.from_rles([self.file.rle(row)], self.size)
             elif outline == Outline.BROKEN:
-                raise KirieError("It is neither a list of rings of numbers nor run lengths with size and counts.")
+                raise KirieError(BROKEN)
         except KirieError as error:
-            mend = "Write it again, or take it out."
             what = f"has a segmentation that cannot be used. {error}"
-            self.refused = self.refused or self._add("fault", "segmentation cannot be used", row, what, mend)
+            self._add("fault", "segmentation cannot be used", row, what, REWRITE)
+            self.refused = self.refused or f"{self._owner(row)} {what} {REWRITE}"
             return None
         if found is None:
             mend = "Outline it, or take it out; it is left out of the truth."
             self._add("fault", "object without outline", row, "has no segmentation.", mend)
             return None
         if not found.areas()[0]:
-            mend = "Outline it anew, or take it out; it is left out of the truth."
-            self._add("fault", "object without pixels", row, "covers no pixel.", mend)
+            self.bare.append(row)
             return None
         return found
 
@@ -139,8 +164,9 @@ class _Look:
         for at in np.flatnonzero(far).tolist():
             if float(box_maths.iou_matrix(found[at : at + 1], own[at : at + 1])[0, 0]) < _FIT:
                 what = f"has the bbox {stated[at].tolist()}, but its outline lies in {_xywh(own[at])}."
-                mend = "A bbox is [x, y, width, height] in pixels; take it out to have it made from the outline."
+                mend = "A bbox is [x, y, width, height] in pixels. Mend it; the outline's own box is used in its place."
                 self._add("fault", "box beside its outline", rows[at], what, mend)
+                found[at] = own[at]
         return found
 
 

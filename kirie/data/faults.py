@@ -1,4 +1,4 @@
-"""Faults and notes about a data set: what one is, those that only the whole set shows, and how they are listed."""
+"""Faults and notes about a data set that only the whole of it shows, and how all are listed."""
 
 from __future__ import annotations
 
@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from kirie.data.fault import Fault
 from kirie.data.labels import LabelFormat
 from kirie.data.layouts import Layout, Pair
-from kirie.data.objects import Fault
 from kirie.data.splits import stem
 from kirie.errors import counted
 from kirie.reading.headers import IMAGE_SUFFIXES
-
-__all__ = ["EXAMPLES", "Fault", "check_whole", "grouped", "layout_faults"]
 
 EXAMPLES = 10
 
@@ -34,7 +32,8 @@ def grouped(faults: Iterable[Fault]) -> list[str]:
             if fault.severity == severity:
                 groups.setdefault((fault.kind, fault.mend), []).append(fault)
         for (kind, mend), group in groups.items():
-            lines.append(f"{severity}: {kind}" + (f" ({len(group)} times)" if len(group) > 1 else ""))
+            times = sum(fault.count for fault in group)
+            lines.append(f"{severity}: {kind}" + (f" ({times:,} times)" if times > 1 else ""))
             lines += [f"  {fault.what}" for fault in group[:EXAMPLES]]
             if len(group) > EXAMPLES:
                 lines.append(f"  and {len(group) - EXAMPLES} more")
@@ -93,11 +92,14 @@ def _shared_by_splits(layout: Layout) -> list[Fault]:
                     code = hashlib.blake2b(Path(pair.image).read_bytes()).digest()
                     by_bytes.setdefault(code, {}).setdefault(pair.split, pair.image)
     mend = "Take it out of one of them: a score on training pictures misleads."
-    return [
-        Fault("note", "one picture in two splits", f"{' and '.join(files.values())} are the same picture.",
-              tuple(files.values()), mend)
-        for files in by_bytes.values() if len(files) > 1
-    ]  # fmt: skip
+    faults = []
+    for by_split in by_bytes.values():
+        if len(by_split) > 1:
+            files = tuple(dict.fromkeys(by_split.values()))
+            same = f"{' and '.join(files)} are the same picture" if len(files) > 1 else f"{files[0]} is one picture"
+            what = f"{same}, in {' and in '.join(by_split)}."
+            faults.append(Fault("note", "one picture in two splits", what, files, mend))
+    return faults
 
 
 def check_whole(form: LabelFormat, pixels: npt.NDArray[np.int64], void: int, unknown: Mapping[str, int]) -> list[Fault]:

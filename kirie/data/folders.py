@@ -15,10 +15,12 @@ import numpy.typing as npt
 
 from kirie.classes import Classes
 from kirie.data.dataset import Sample, Task
+from kirie.data.fault import Fault, without_pixels
+from kirie.data.folder_layout import find_layout
 from kirie.data.geometry import in_fours
 from kirie.data.labels import LabelFormat, find_format, majority_classes, read_labels, read_masks
-from kirie.data.layouts import FolderSettings, Layout, Pair, find_layout
-from kirie.data.objects import Fault, Objects
+from kirie.data.layouts import FolderSettings, Layout, Pair
+from kirie.data.objects import Objects
 from kirie.data.pair_table import PairTable
 from kirie.data.splits import SPLITS, expect_split
 from kirie.errors import KirieError, counted
@@ -67,6 +69,7 @@ class FolderDataset:
         self.settings = settings or FolderSettings()
         layout = self.find_layout(self.path, self.settings, task)
         self.form: LabelFormat = self.find_format(self.path, layout, self.settings, task)
+        layout = replace(layout, pairs=PairTable(layout.pairs))
         self.task = fitting_task(self.path, self.form, task)
         self.words, self.unfound, self.left_out = layout.words, layout.unfound, layout.left_out
         self.splits = () if layout.seeded else tuple(s for s in SPLITS if s in {pair.split for pair in layout.pairs})
@@ -76,7 +79,7 @@ class FolderDataset:
         self.split, self._pairs = _chosen(self.path, split, layout)
 
     @staticmethod
-    def recognises(path: str | Path, task: str | None = None) -> bool:
+    def recognises(path: str | Path, task: str | None = None, settings: FolderSettings | None = None) -> bool:
         """Whether this format may be in a path: any folder; opening it says what does not fit."""
         return Path(path).is_dir()
 
@@ -114,8 +117,7 @@ class FolderDataset:
         masks = Masks(size) if masks is None and size is not None else masks
         faults: tuple[Fault, ...] = ()
         if empty:
-            what = f"{pair.mask} has {counted(empty, 'file')} without a pixel."
-            faults = (Fault("fault", "object without pixels", what, (pair.mask,), "Delete these files."),)
+            faults = (without_pixels(pair.mask, pair.mask, empty),)
         if masks is None:
             return Objects(None, faults)
         if form.class_masks is not None:
@@ -204,10 +206,8 @@ def fitting_task(path: Path, form: LabelFormat, task: str | None) -> Task:
             "(a folder ids with one number per object, or data.kind: ids)."
         )
     if task == "panoptic":
-        raise KirieError(
-            f"Folders of masks such as {path} hold no panoptic truth; use COCO panoptic files (PNG and JSON)."
-        )
-    raise KirieError(f"There is no task {task!r}; expected semantic, instance or panoptic.")
+        raise KirieError(f"kirie reads no panoptic truth yet; read {path} with task semantic or instance.")
+    raise KirieError(f"There is no task {task!r}; expected semantic or instance.")
 
 
 def _chosen(path: Path, split: str | None, layout: Layout) -> tuple[str | None, Sequence[Pair]]:
@@ -370,5 +370,4 @@ def resize_truth(truth: Result, size: tuple[int, int]) -> Result:
         if picked.any():
             crops.append(Crop(int(first_row), int(first_column), picked))
             kept.append(index)
-    masks, crowd = Masks.from_crops(crops, size), None if truth.crowd is None else truth.crowd[kept]
-    return Instances.from_masks(masks, truth.labels[kept], truth.classes, crowd=crowd)
+    return truth.with_masks(kept, Masks.from_crops(crops, size))

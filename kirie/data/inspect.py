@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from kirie.data import dataset_class
 from kirie.data.dataset import Dataset, Sample
+from kirie.data.fault import Fault
 from kirie.data.faults import check_whole, grouped, layout_faults
 from kirie.data.folders import check_size, fitting_task, missing_mask, unknown_mend, unknown_text
 from kirie.data.labels import LabelFormat, read_labels
 from kirie.data.layouts import FolderSettings, Layout, Pair
-from kirie.data.objects import Fault, Objects
+from kirie.data.objects import Objects
 from kirie.data.splits import SPLITS, expect_split
 from kirie.errors import KirieError, counted
 from kirie.progress import tracked

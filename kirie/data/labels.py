@@ -100,6 +100,9 @@ def find_format(
         kept = (table.colors, table.things if same else (), table.ids) if same else ((), (), ())
         table = ClassTable("data.classes", settings.classes, *kept, table.void_ids, table.void_colors)
     if settings.ignore is not None:
+        wrong = [number for number in settings.ignore if not 0 <= number <= 65535]
+        if wrong:
+            raise KirieError(f"data.ignore holds {wrong[:6]}; label files hold numbers in 0..65535.")
         table = replace(table, void_ids=settings.ignore)
     seen = _look(_spread(files, SAMPLED_FILES))
     if len(files) > SAMPLED_FILES and _says_nothing(seen, settings.kind, layout.mask_folder, table):

@@ -1,30 +1,11 @@
-"""What the files of a data set say of the objects of one picture, and what is wrong with them."""
+"""What the files of a data set say of the objects of one picture."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from kirie.data.fault import Fault
 from kirie.results import Instances
-
-
-@dataclass(frozen=True)
-class Fault:
-    """One thing that is wrong with a data set, or worth a look.
-
-    Attributes:
-        severity: "fault" when training on it would fail or mislead, "note" when a person should know it.
-        kind: a few words that equal faults share.
-        what: what is wrong, naming the file.
-        files: the files it is about.
-        mend: how to mend it.
-    """
-
-    severity: Literal["fault", "note"]
-    kind: str
-    what: str
-    files: tuple[str, ...]
-    mend: str
 
 
 class Objects(NamedTuple):

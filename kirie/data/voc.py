@@ -51,7 +51,7 @@ class VocDataset(FolderDataset):
     """
 
     @staticmethod
-    def recognises(path: str | Path, task: str | None = None) -> bool:
+    def recognises(path: str | Path, task: str | None = None, settings: FolderSettings | None = None) -> bool:
         """Whether there are `JPEGImages`, `SegmentationClass` and `ImageSets` in a path or below it."""
         return bool(_homes(Path(path)))
 

@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from kirie.classes import MAX_CLASSES, Classes
+from kirie.data.fault import without_pixels
 from kirie.data.folders import FolderDataset
 from kirie.data.labels import LabelFormat
 from kirie.data.layouts import FolderSettings, Gap, Layout, Pair, list_pictures
-from kirie.data.objects import Fault, Objects
+from kirie.data.objects import Objects
 from kirie.data.splits import canonical
 from kirie.errors import KirieError, counted
 from kirie.masks import Crop, Masks
@@ -28,11 +29,14 @@ from kirie.reading.headers import IMAGE_SUFFIXES
 from kirie.reading.strict_yaml import MAX_BYTES, read_yaml
 from kirie.results import Instances
 
+MAX_PATH = 4096  # characters, the most that file systems take
 CONFIGS = ("data.yaml", "dataset.yaml", "data.yml", "dataset.yml")
 BESIDE = {"classes.txt", "train.txt", "val.txt", "test.txt"}  # text files of tools that may lie among the label files
 MARGIN = 0.01  # by which a coordinate may lie outside of the picture, from rounding
 _MAX_LIST_BYTES = 2**26
 _MAX_LABEL_BYTES = 2**24
+_MAX_DEPTH = 32  # folders from the end of a path of another machine that are looked for here
+_MOST_OTHERS = 100_000  # files and folders beyond the number of the pictures among which these are looked for
 # What the file says at its outermost level, so that one that is broken elsewhere is recognised and its fault told.
 _NAMES = re.compile(rb"^(names|nc)[ \t]*:", re.MULTILINE)
 _PLACES = re.compile(rb"^(train|val|valid|validation|test)[ \t]*:(?!\s*\n\s+\w+:)", re.MULTILINE)
@@ -42,12 +46,13 @@ class YoloDataset(FolderDataset):
     """`images/train/*.jpg` with `labels/train/*.txt`, or `train/images` with `train/labels`, as `data.yaml` says.
 
     The path is the YAML file, the folder with a `data.yaml` or `dataset.yaml`, or a split's folder in it. A `path` in
-    the file that is not on this machine is passed over for the file's own folder. Objects have the classes of `names`;
-    with task "semantic" there is a background, and a later object covers an earlier one.
+    the file that is not on this machine is passed over for the file's own folder. Objects have the classes of `names`
+    that `data.ignore` does not leave out by their numbers; with task "semantic" there is a background, and a later
+    object covers an earlier one.
     """
 
     @staticmethod
-    def recognises(path: str | Path, task: str | None = None) -> bool:
+    def recognises(path: str | Path, task: str | None = None, settings: FolderSettings | None = None) -> bool:
         """Whether there is a YAML file that names classes and says where the pictures of a split are."""
         config = _config(Path(path))
         if config is None:
@@ -64,8 +69,9 @@ class YoloDataset(FolderDataset):
         """The pictures of the splits, each with the path at which its label file is or would be.
 
         Raises:
-            KirieError: when the YAML file cannot be used, or no picture is where it says.
+            KirieError: when the YAML file cannot be used, no picture is where it says, or a setting is of no use here.
         """
+        settings.refuse("images", "masks", "suffix", "kind", format_name="YOLO")
         config = _config(path)
         if config is None:
             raise KirieError(
@@ -81,7 +87,10 @@ class YoloDataset(FolderDataset):
         gaps: list[Gap] = []
         for key, split in entries:
             places = [place for entry in _texts(values[key], key, str(config)) if (place := _found(bases, entry))]
-            pictures = [picture for place in places for picture in _pictures(place, bases, unfound)]
+            try:
+                pictures = [picture for place in places for picture in _pictures(place, bases, unfound)]
+            except KirieError as error:
+                raise KirieError(f"{config}, {key}: {error}") from None
             pairs += [_pair(picture, split, bases) for picture in pictures]
             strays += [stray for place in places for stray in _strays(place, pictures)]
             if not pictures:
@@ -108,7 +117,11 @@ class YoloDataset(FolderDataset):
             KirieError: when their names or numbers cannot be used, or there is no label file at all.
         """
         config = _config(path) or path
-        names = _names(_values(config), str(config))
+        ignored = settings.ignore or ()
+        numbered = {n: name for n, name in enumerate(_names(_values(config), str(config))) if n not in ignored}
+        names = tuple(numbered.values())
+        if not names:
+            raise KirieError(f"{config}: data.ignore leaves none of its classes: {list(ignored)}.")
         if settings.classes is not None:
             if len(settings.classes) != len(names):
                 raise KirieError(f"data.classes names {len(settings.classes)} classes, but {config} has {len(names)}.")
@@ -120,7 +133,8 @@ class YoloDataset(FolderDataset):
                 f"of {example.image} at {example.mask}, with a line of class and x y pairs for each object."
             )
         try:
-            return LabelFormat("polygons", Classes(names, things=(True,) * len(names)))
+            classes = Classes(names, things=(True,) * len(names), ids=tuple(numbered))
+            return LabelFormat("polygons", classes, dropped_ids=ignored)
         except KirieError as error:
             raise KirieError(f"{config}: {error}") from None
 
@@ -131,7 +145,7 @@ class YoloDataset(FolderDataset):
         Raises:
             KirieError: when the file is no text or a line is no polygon of a known class; it names the line.
         """
-        lines = list(_polygons(pair.mask, form.classes)) if os.path.lexists(pair.mask) else []
+        lines = list(_polygons(pair.mask, form)) if os.path.lexists(pair.mask) else []
         if size is None:
             return Objects(None)
         masks = Masks(size, tuple(_filled(f"{pair.mask}, line {line.number}", line.shares, size) for line in lines))
@@ -140,8 +154,8 @@ class YoloDataset(FolderDataset):
         truth = Instances.from_masks(masks[kept], labels[kept], form.classes)
         if len(kept) == len(masks):
             return Objects(truth)
-        what = f"{pair.mask} has {counted(len(masks) - len(kept), 'object')} without a pixel."
-        return Objects(truth, (Fault("note", "object without pixels", what, (pair.mask,), "Delete their lines."),))
+        bare = [f"line {line.number}" for line, area in zip(lines, masks.areas(), strict=True) if not area]
+        return Objects(truth, (without_pixels(pair.mask, pair.mask, len(bare), bare),))
 
 
 # The YAML file
@@ -217,6 +231,8 @@ def _found(bases: Sequence[str], entry: str) -> str | None:
     Exports of Roboflow write ../train/images for what lies beside the file, and absolute paths are often those of
     another machine: their last parts are then looked for below the data set's folder, which is the last of `bases`.
     """
+    if len(entry) > MAX_PATH:
+        return None
     for place in _candidates(bases, entry.replace("\\", "/")):
         if os.path.isdir(place) or os.path.isfile(place):
             return os.path.abspath(place)
@@ -231,7 +247,7 @@ def _candidates(bases: Sequence[str], entry: str) -> Iterator[str]:
         yield os.path.join(bases[-1], inside)
     yield from (os.path.join(base, entry) for base in bases)
     parts = [part for part in entry.split("/") if part not in ("", ".", "..")]
-    for start in range(0 if entry.startswith("/") else 1, len(parts) - 1):
+    for start in range(max(0 if entry.startswith("/") else 1, len(parts) - _MAX_DEPTH), len(parts) - 1):
         yield from (os.path.join(base, *parts[start:]) for base in bases)
 
 
@@ -239,17 +255,19 @@ def _pictures(place: str, bases: Sequence[str], unfound: list[str]) -> Iterator[
     """The pictures in a folder, or those of a .txt list that are there; the others are added to `unfound`.
 
     Raises:
-        KirieError: when a list is no text.
+        KirieError: when a file is no such list, or a folder is of much else than pictures.
     """
     if os.path.isdir(place):
-        yield from (os.path.join(place, name) for name in list_pictures(place))
+        yield from (os.path.join(place, name) for name in list_pictures(place, most_others=_MOST_OTHERS))
         return
+    if not place.lower().endswith(".txt"):
+        raise KirieError(f"{place} is a file; expected a folder of pictures, or a .txt list of them.")
     for line in _lines(place, _MAX_LIST_BYTES):
         found = _found([os.path.dirname(place), *bases], line.text)
         if found is not None and found.lower().endswith(IMAGE_SUFFIXES):
             yield found
         else:
-            unfound.append(line.text)
+            unfound.append(line.text[:MAX_PATH])
 
 
 def _labels(place: str) -> str:
@@ -320,12 +338,13 @@ def _lines(path: str | Path, most: int) -> Iterator[_Line]:
             yield _Line(number, line.strip())
 
 
-def _polygons(path: str, classes: Classes) -> Iterator[_Polygon]:
-    """The polygons in a label file.
+def _polygons(path: str, form: LabelFormat) -> Iterator[_Polygon]:
+    """The polygons in a label file, without those of classes that are to be ignored.
 
     Raises:
         KirieError: on what is no polygon of a class, naming the line.
     """
+    label_of = {number: label for label, number in enumerate(form.classes.ids)}
     for number, text in _lines(path, _MAX_LABEL_BYTES):
         where, words = f"{path}, line {number}", text.split()
         try:
@@ -344,11 +363,14 @@ def _polygons(path: str, classes: Classes) -> Iterator[_Polygon]:
             )
         if not np.isfinite(values).all():
             raise KirieError(f"{where} holds a number that is not finite; expected shares of the picture in 0..1.")
-        label, shares = values[0], values[1:].reshape(-1, 2)
-        if label != int(label) or not 0 <= label < len(classes):
+        stated, shares = values[0].item(), values[1:].reshape(-1, 2)
+        if stated in form.dropped_ids:
+            continue
+        label = label_of.get(stated)
+        if label is None:
             raise KirieError(
-                f"{where} has the class {words[0][:20]}; expected 0 to {len(classes) - 1}, as "
-                f"{counted(len(classes), 'name')} stand in the YAML file."
+                f"{where} has the class {words[0][:20]}; expected a number of `names` in the YAML file, the last of "
+                f"which is {max(label_of)}. Add its name there, or leave it out with data.ignore."
             )
         low, high = shares.min(), shares.max()
         if low < -MARGIN or high > 1 + MARGIN:
@@ -356,7 +378,7 @@ def _polygons(path: str, classes: Classes) -> Iterator[_Polygon]:
                 f"{where} has coordinates from {low:g} to {high:g}; expected shares of the picture's width and height "
                 "in 0..1. Pixels are to be divided by its width and height."
             )
-        yield _Polygon(number, int(label), shares)
+        yield _Polygon(number, label, shares)
 
 
 def _filled(where: str, shares: npt.NDArray[np.float64], size: tuple[int, int]) -> Crop | bytes:

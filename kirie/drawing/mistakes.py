@@ -16,7 +16,7 @@ from kirie.drawing.palette import Color
 from kirie.drawing.picture import ImageLike, Picture, font_for, shorten
 from kirie.errors import KirieError
 from kirie.masks import Crop, Masks
-from kirie.pairs import crowds, overlaps, pair_up
+from kirie.matches import matched, overlaps
 from kirie.results import Instances, SemanticMap
 
 FALSE_POSITIVE: Color = (235, 80, 45)
@@ -131,18 +131,18 @@ def _verdict(result: SemanticMap, truth: SemanticMap) -> npt.NDArray[np.uint8]:
 
 
 def _of_objects(result: Instances, truth: Instances, dim: Picture) -> Picture:
-    crowd = crowds(truth)
-    pairs = pair_up(overlaps(result, truth, within_class=True), crowd, IOU)
+    matches = matched(overlaps(result, truth, within_class=True), truth.crowd, IOU)
     tinted = np.zeros(truth.size, np.uint8)  # the kind of each pixel, as in `colors`
-    for kind, masks in ((1, truth.masks[crowd]), (2, result.masks[pairs.false]), (3, truth.masks[pairs.missed])):
+    false, missed = result.masks[matches.false], truth.masks[matches.missed]
+    for kind, masks in ((1, truth.masks[truth.crowd]), (2, false), (3, missed)):
         tinted[masks.id_map() > 0] = kind
     colors = np.array([(0, 0, 0), (200, 200, 200), FALSE_POSITIVE, FALSE_NEGATIVE], np.uint8)
     kinds = np.array([CLEAR, VOID, PAINTED, PAINTED], np.uint8)
     drawn = paint(dim, Layer(tinted, colors, kinds, False), 0.3, contours=False)
     width = max(1, round(max(truth.size) / 400))
-    _outline(drawn, result.masks[pairs.results], FOUND, "line", width)
-    _outline(drawn, result.masks[pairs.false], FALSE_POSITIVE, "double", width)
-    _outline(drawn, truth.masks[pairs.missed], FALSE_NEGATIVE, "dashes", width)
+    _outline(drawn, result.masks[matches.results], FOUND, "line", width)
+    _outline(drawn, false, FALSE_POSITIVE, "double", width)
+    _outline(drawn, missed, FALSE_NEGATIVE, "dashes", width)
     return drawn
 
 

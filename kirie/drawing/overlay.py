@@ -14,8 +14,7 @@ from kirie.drawing.palette import Color, beside, object_colors, rgb
 from kirie.drawing.picture import ImageLike, Picture, as_picture, font_for, plain, shorten
 from kirie.drawing.tags import Tag, too_small, write_tags
 from kirie.errors import KirieError
-from kirie.pairs import crowds
-from kirie.results import Instances, PanopticMap, Result, SemanticMap
+from kirie.results import Instances, PanopticMap, Result, SemanticMap, id_map
 
 CLEAR, PAINTED, VOID = 0, 1, 2
 _BAND = 256  # rows painted at once, so that working memory does not grow with the picture
@@ -44,8 +43,8 @@ def draw(
 ) -> Image.Image:
     """A result laid over its picture, as an RGB Pillow image.
 
-    A class has its own colour, an object a shade of that of its class, unlike the objects beside it; small objects lie
-    on top of large ones. Background stays clear, void and crowds are hatched in grey.
+    A class has its own colour, an object a shade of that of its class, unlike the objects beside it; the surest objects
+    lie on top, and among equally sure ones the small. Background stays clear, void and crowds are hatched in grey.
 
     Args:
         result: a SemanticMap, Instances or PanopticMap.
@@ -101,11 +100,9 @@ def _layer_of(result: Result) -> Layer:
 
 
 def _instance_layer(result: Instances) -> Layer:
-    areas, crowd = result.masks.areas(), crowds(result)
-    order = np.lexsort((result.scores, -areas, ~crowd))  # crowds lowest, then the large, so that no object lies hidden
-    ids = result.masks[order].id_map([int(i) + 1 for i in order])
+    ids = id_map(result)
     shades = object_colors(result.labels.tolist(), result.classes, beside(ids, len(result)))
-    kinds = np.concatenate([[CLEAR], np.where(crowd, VOID, PAINTED)]).astype(np.uint8)
+    kinds = np.concatenate([[CLEAR], np.where(result.crowd, VOID, PAINTED)]).astype(np.uint8)
     return Layer(ids, np.concatenate([np.zeros((1, 3), np.uint8), shades]), kinds, True)
 
 
@@ -191,7 +188,7 @@ def _hatch(band: Picture, void: npt.NDArray[np.bool_], top: int, period: int) ->
 
 def _draw_boxes(picture: Picture, result: Instances, layer: Layer) -> None:
     """Draws the boxes inside their edges, in place, the surest on top."""
-    hidden = crowds(result) | too_small(result.boxes, result.size)
+    hidden = result.crowd | too_small(result.boxes, result.size)
     for index in np.argsort(result.scores, kind="stable"):
         left, top, right, bottom = np.rint(result.boxes[index]).astype(int).tolist()
         for line in range(line_width(result.size)):
@@ -204,13 +201,12 @@ def _tags_of(result: Instances | PanopticMap, layer: Layer, names: bool, scores:
     if isinstance(result, PanopticMap):
         return _segment_tags(result, layer, names, scores)
     sure = bool((result.scores == 1).all())  # as truth is of everything: its scores say nothing
-    crowd = crowds(result)
     tags = []
     for index in np.argsort(-result.scores, kind="stable"):
         name = result.classes.names[result.labels[index]] if names else ""
         score = f"{result.scores[index]:.2f}" if scores and not sure else ""
         left, top, right, bottom = result.boxes[index].tolist()
-        if not crowd[index] and (text := f"{name} {score}".strip()):
+        if not result.crowd[index] and (text := f"{name} {score}".strip()):
             tags.append(Tag(text, rgb(layer.colors[index + 1]), (left, top, right, bottom)))
     return tags
 

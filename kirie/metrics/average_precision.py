@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from faster_coco_eval import COCO, COCOeval_faster
 
+from kirie.boxes import to_xywh
 from kirie.metrics.semantic import PerClass, mean_of_defined
 from kirie.results import Instances
 
@@ -120,13 +121,11 @@ def _as_coco(side: Sequence[Instances], classes: int, kind: Kind) -> Any:
     """
     annotations: list[dict[str, Any]] = []
     for number, objects in enumerate(side, 1):
-        corners = objects.boxes.astype(np.float64)
-        boxes = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1)  # (N, 4) left, top, width, height
-        crowd = np.zeros(len(objects), bool) if objects.crowd is None else objects.crowd
+        boxes = to_xywh(objects.boxes)
         columns: dict[str, list[Any]] = {
             "category_id": (objects.labels + 1).tolist(),
             "score": objects.scores.tolist(),
-            "iscrowd": crowd.astype(int).tolist(),
+            "iscrowd": objects.crowd.astype(int).tolist(),
             "area": (boxes[:, 2:].prod(1) if objects.areas is None else objects.areas).tolist(),
             "bbox": boxes.tolist(),
         }

@@ -242,8 +242,9 @@ class InstanceMetric:
         result, truth = _packed(replace(result.singles(), areas=None)), _packed(truth)
         self.pictures.append((result, truth))
         shown = result[result.scores >= self.threshold]
-        self.matching += Matching.of(shown, truth, within_class=False)
-        self.matching_by_class += Matching.of(shown, truth, within_class=True)
+        within = Matching.of(shown, truth, within_class=True)
+        self.matching_by_class += within
+        self.matching += within if len(self.classes) == 1 else Matching.of(shown, truth, within_class=False)
 
     def merge(self, other: InstanceMetric) -> None:
         """Adds what another metric has collected, behind its own pictures.
@@ -293,7 +294,7 @@ def _packed(objects: Instances) -> Instances:
 
 
 def _counting(pictures: Sequence[Picture], threshold: float) -> Counting:
-    plain = [(result, truth) for result, truth in pictures if truth.crowd is None or not truth.crowd.any()]
+    plain = [(result, truth) for result, truth in pictures if not truth.crowd.any()]
     found = [np.count_nonzero(result.scores >= threshold) for result, _ in plain]
     return Counting(np.array(found, np.int64), np.array([len(truth) for _, truth in plain], np.int64))
 

@@ -7,8 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
+from kirie.matches import Overlaps, matched, overlaps
 from kirie.metrics.semantic import PerClass, Table, quotient
-from kirie.pairs import Overlaps, crowds, overlaps, pair_up
 from kirie.results import Instances
 
 IOUS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
@@ -46,18 +46,18 @@ class Matching:
             within_class: whether a result is matched with a truth of its own class only, which gives arrays (T, K);
                 otherwise classes are ignored, as StarDist ignores them, and arrays are (T, 1).
         """
-        table, crowd = overlaps(result, truth, within_class=within_class), crowds(truth)
+        table = overlaps(result, truth, within_class=within_class)
         of_results, of_truths = (
             each.labels if within_class else np.zeros_like(each.labels) for each in (result, truth)
         )
         groups = len(truth.classes) if within_class else 1
         out = cls.none(groups)
         for row, threshold in enumerate(IOUS):
-            pairs = pair_up(table, crowd, threshold)
-            matched = of_results[pairs.results]
-            for column, members in enumerate((matched, of_results[pairs.false], of_truths[pairs.missed])):
+            matches = matched(table, truth.crowd, threshold)
+            found = of_results[matches.results]
+            for column, members in enumerate((found, of_results[matches.false], of_truths[matches.missed])):
                 out.counts[row, :, column] = np.bincount(members, minlength=groups)
-            out.overlaps[row] = np.bincount(matched, table[pairs.results, pairs.truths], minlength=groups)
+            out.overlaps[row] = np.bincount(found, table[matches.results, matches.truths], minlength=groups)
         return out
 
     def __add__(self, other: Matching) -> Matching:

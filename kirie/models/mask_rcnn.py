@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
@@ -27,10 +26,10 @@ from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.masks import Masks
 from kirie.models.parts.anchors import cell_anchors, clipped, grid_anchors
-from kirie.models.parts.checks import check_flag, check_pixels, check_whole
+from kirie.models.parts.checks import check_flag, check_numbers, check_pixels, check_share, check_whole
 from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.fpn import FPN
-from kirie.models.parts.instance import Detections, InstanceModel
+from kirie.models.parts.instance import Chosen, InstanceModel, padded
 from kirie.models.parts.pasting import cut_boxes
 from kirie.models.parts.proposals import (
     ProposalHead,
@@ -189,17 +188,15 @@ class MaskRCNN(InstanceModel):
         check_flag("norm", norm)
         if not isinstance(flavour, str) or flavour not in FLAVOURS:
             raise KirieError(f"flavour must be {' or '.join(FLAVOURS)}, got {flavour!r:.80}.")
-        for name, row in (("anchor_sizes", anchor_sizes), ("anchor_ratios", anchor_ratios)):
-            if not isinstance(row, list | tuple) or not row or not all(_is_number(v, 1e-3, 1e6) for v in row):
-                raise KirieError(f"{name} must be numbers above 0, got {row!r:.80}.")
-        for name, share in (
-            ("beta", beta),
-            ("score_threshold", score_threshold),
-            ("shown_threshold", shown_threshold),
-            ("nms_threshold", nms_threshold),
-        ):
-            if not (share is None and name == "beta") and not _is_number(share, 0, 1):
-                raise KirieError(f"{name} must be a number from 0 to 1, got {share!r:.80}.")
+        anchor_sizes = check_numbers("anchor_sizes", anchor_sizes)
+        anchor_ratios = check_numbers("anchor_ratios", anchor_ratios)
+        shares = {
+            "score_threshold": score_threshold,
+            "shown_threshold": shown_threshold,
+            "nms_threshold": nms_threshold,
+        }
+        for name, share in (shares if beta is None else shares | {"beta": beta}).items():
+            check_share(name, share)
         check_pixels(mean, std)
         body = build_encoder(encoder, in_channels, encoder_options, weights=encoder_weights)
         arguments = {
@@ -217,6 +214,7 @@ class MaskRCNN(InstanceModel):
         self.beta = self.flavour.beta if beta is None else beta
         self.max_detections, self.score_threshold, self.nms_threshold = max_detections, score_threshold, nms_threshold
         self.shown_threshold = shown_threshold
+        self.most_proposals = PROPOSALS
         self.encoder: Encoder = body
         self.unused = sum(1 for stride in body.strides if stride < FINEST)
         self.strides = body.strides[self.unused :]
@@ -232,14 +230,13 @@ class MaskRCNN(InstanceModel):
             width=box_width, layers=box_layers, convs=box_convs, norm=norm, spare=spare_logits,
         )  # fmt: skip
         self.mask_head = MaskHead(channels, len(self.classes), width=mask_width, convs=mask_convs, norm=norm)
-        cells = [cell_anchors(size, anchor_ratios, rounded=self.flavour.rounded) for size in anchor_sizes]
-        self.cell_anchors: Tensor
-        self.register_buffer("cell_anchors", torch.stack(cells), persistent=False)  # (maps, A, 4)
+        self.anchor_sizes, self.anchor_ratios = anchor_sizes, anchor_ratios
 
-    def levels(self) -> Sequence[Sequence[nn.Module]]:
-        """The encoder's levels, then all the rest. See `SegmentationModel.levels`."""
-        rest = [child for name, child in self.named_children() if name != "encoder"]
-        return [*(level for level in self.encoder.levels() if level), rest]
+    @property
+    def cell_anchors(self) -> Tensor:
+        """The anchors of each map's first cell, (maps, A, 4) float32 on the CPU; no buffer, which casts would round."""
+        cells = (cell_anchors(s, self.anchor_ratios, rounded=self.flavour.rounded) for s in self.anchor_sizes)
+        return torch.stack(list(cells))
 
     def forward(self, images: Tensor) -> MaskRCNNRaw:
         """The pyramid and all proposals for images (B, C, H, W) in [0, 1] of any size."""
@@ -247,12 +244,7 @@ class MaskRCNN(InstanceModel):
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Maps (B, C, h_i, w_i), finest first, of images (B, C, H, W) in [0, 1] of any size."""
-        x = self.normalise(images)
-        # Padded with the mean colour, as in the references; to two cells at least, as batch norm cannot learn from one.
-        last = self.strides[-1]
-        down, right = (max(-(-side // last), 2) * last - side for side in images.shape[-2:])
-        if down or right:
-            x = F.pad(x, (0, right, 0, down))
+        x = padded(self.normalise(images), self.strides[-1])
         maps: list[Tensor] = self.fpn(self.encoder(x)[self.unused :])
         return maps
 
@@ -273,10 +265,8 @@ class MaskRCNN(InstanceModel):
         Raises:
             KirieError: when the truths are no instances of the model's classes or have another size than the pictures.
         """
-        given = [_Learned(truth, raw.seen.device) for truth in self.own_truths(truths, len(raw.seen))]
-        size = tuple(raw.seen[0].tolist())
-        if truths[0].size != size:
-            raise KirieError(f"The truths have the size {truths[0].size}, the pictures {size}; they must be the same.")
+        own = self.own_truths(truths, len(raw.seen), (int(raw.seen[0, 0]), int(raw.seen[0, 1])))
+        given = [_Learned(truth, raw.seen.device) for truth in own]
         anchors = self._anchors(raw)
         logits = [by_anchor(x, 1)[..., 0] for x in raw.objectness]  # (B, P_i)
         codes = [by_anchor(x, 4) for x in raw.codes]  # (B, P_i, 4)
@@ -332,23 +322,33 @@ class MaskRCNN(InstanceModel):
 
     # ---- answering
 
-    def decode_tensors(self, raw: MaskRCNNRaw, size: Tensor) -> Detections:
-        """The objects of one picture; see `InstanceModel.decode_tensors`."""
+    def giving(self, most: int) -> Self:
+        """See `InstanceModel.giving`."""
+        more = super().giving(most)
+        more.most_proposals = max(self.most_proposals, 2 * most)
+        return more
+
+    def choose(self, raw: MaskRCNNRaw, size: Tensor) -> Chosen:
+        """The objects of one picture; see `InstanceModel.choose`. Their sources are regions and labels."""
         seen = raw.seen[0]
         regions = self._select(
             [by_anchor(x, 1)[0, :, 0] for x in raw.objectness], [by_anchor(x, 4)[0] for x in raw.codes],
-            self._anchors(raw), seen, CANDIDATES["prediction"], PROPOSALS,
+            self._anchors(raw), seen, max(CANDIDATES["prediction"], self.most_proposals), self.most_proposals,
         )  # fmt: skip
-        maps = [x.float().contiguous() for x in raw.maps]
-        logits, codes = self.box_head(self._pooled(maps, [regions], BOX_CELLS))
+        logits, codes = self.box_head(self._pooled(raw.maps, [regions], BOX_CELLS))
         boxes, labels, scores = detected(
             logits, codes, regions, seen,
             score=self.score_threshold, overlap=self.nms_threshold, most=self.max_detections,
             least=self.flavour.least_box,
         )  # fmt: skip
-        masks = self.mask_head(self._pooled(maps, [boxes], MASK_CELLS), labels).float().sigmoid()
         scale = (size.to(boxes.dtype) / seen.to(boxes.dtype)).flip(0).repeat(2)
-        return Detections(clipped(boxes * scale, size), labels, scores, masks, seen)
+        return Chosen(clipped(boxes * scale, size), labels, scores, (boxes, labels), seen)
+
+    def maps(self, raw: MaskRCNNRaw, sources: tuple[Tensor, ...]) -> Tensor:
+        """The maps (N, 28, 28) of boxes; see `InstanceModel.maps`."""
+        boxes, labels = sources
+        logits: Tensor = self.mask_head(self._pooled(raw.maps, [boxes], MASK_CELLS), labels)
+        return logits.float().sigmoid()
 
     def cut(
         self, boxes: npt.NDArray[Any], maps: npt.NDArray[Any], seen: tuple[int, int], size: tuple[int, int]
@@ -367,7 +367,7 @@ class MaskRCNN(InstanceModel):
         ):
             height, width = x.shape[-2:]
             steps = (tall // height, wide // width) if self.flavour.rounded else (stride, stride)
-            out.append(grid_anchors(own.float(), (height, width), steps))
+            out.append(grid_anchors(own.to(x.device), (height, width), steps))
         return out
 
     def _select(
@@ -384,8 +384,8 @@ class MaskRCNN(InstanceModel):
         )[0]
 
     def _pooled(self, maps: Sequence[Tensor], regions: Sequence[Tensor], cells: int) -> Tensor:
-        flavour = self.flavour
-        return pooled(maps, regions, self.strides, cells, aligned=flavour.aligned, samples=flavour.samples)
+        found = pooled(maps, regions, self.strides, cells, aligned=self.flavour.aligned, samples=self.flavour.samples)
+        return found.to(self.box_head.logits.weight.dtype)  # which is another one in a model cast to half precision
 
 
 class _Learned:
@@ -393,8 +393,7 @@ class _Learned:
 
     def __init__(self, truth: Instances, device: torch.device) -> None:
         there = (truth.boxes[:, 2:] > truth.boxes[:, :2]).all(1)
-        crowd = np.zeros(len(truth), bool) if truth.crowd is None else truth.crowd
-        single, crowd = there & ~crowd, there & crowd
+        single, crowd = there & ~truth.crowd, there & truth.crowd
         self.boxes = torch.from_numpy(truth.boxes[single]).to(device)  # (N, 4)
         self.labels = torch.from_numpy(truth.labels[single]).to(device)  # (N,)
         self.masks = truth.masks[single]
@@ -404,7 +403,3 @@ class _Learned:
 def _nothing(module: nn.Module) -> Tensor:
     """0, with a gradient of 0 for every parameter: what a head loses where no region learns."""
     return 0 * torch.stack([parameter.float().sum() for parameter in module.parameters()]).sum()
-
-
-def _is_number(value: object, least: float, most: float) -> bool:
-    return type(value) in (int, float) and least <= value <= most  # type: ignore[operator]

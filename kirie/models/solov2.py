@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,13 +25,13 @@ from torch.nn import functional as F
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.masks import Masks
-from kirie.models.parts.checks import check_dropout, check_pixels, check_whole
-from kirie.models.parts.dynamic_masks import MASK, extents, mask_facts, mask_logits, matrix_nms, point_nms
+from kirie.models.parts.checks import check_pixels, check_share, check_whole
+from kirie.models.parts.dynamic_masks import MASK, mask_facts, mask_logits, matrix_nms, point_nms
 from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.fpn import FPN, SemanticBranch
 from kirie.models.parts.grid_cells import TaughtCells, category_loss, checked_grids
-from kirie.models.parts.instance import Detections, InstanceModel
-from kirie.models.parts.pasting import cut_masks, on_cells, resize_matrix
+from kirie.models.parts.instance import Chosen, InstanceModel, padded
+from kirie.models.parts.pasting import cut_masks, on_cells, resize_matrix, resized_twice
 from kirie.results import Instances, Result
 
 CELL = 4  # pixels of a cell of the mask features, the stride of the pyramid's first map
@@ -66,6 +66,7 @@ class Candidates(NamedTuple):
         kernels: (N, C * kernel_size ** 2).
         areas: (N,) cells of the mask features.
         overlaps: (N, N) cells that two masks share.
+        boxes: (N, 4) `xyxy` in cells.
     """
 
     labels: Tensor
@@ -73,6 +74,7 @@ class Candidates(NamedTuple):
     kernels: Tensor
     areas: Tensor
     overlaps: Tensor
+    boxes: Tensor
 
 
 class SOLOv2(InstanceModel):
@@ -165,7 +167,7 @@ class SOLOv2(InstanceModel):
         for name, value in limits.items():
             check_whole(name, value, 1, 10000)
         for name, share in thresholds.items():
-            check_dropout(share, name)
+            check_share(name, share)
         check_whole("depth", depth, 1, 64)
         if least_cells is not None:
             check_whole("least_cells", least_cells, 0, 10000)
@@ -195,19 +197,11 @@ class SOLOv2(InstanceModel):
         self.head = _GridHead(channels, len(self.classes), mask_channels * kernel_size**2, width, depth, self.grids)
         self.mask_head = _MaskHead(channels, len(own_strides), mask_width, mask_channels)
 
-    def levels(self) -> Sequence[Sequence[nn.Module]]:
-        """The encoder's levels, then all the rest; see `SegmentationModel.levels`."""
-        rest = [child for name, child in self.named_children() if name != "encoder"]
-        return [*(level for level in self.encoder.levels() if level), rest]
-
     def forward(self, images: Tensor) -> SOLOv2Raw:
         """Raw outputs for images (B, C, H, W) in [0, 1] of any size."""
         height, width = images.shape[-2:]
         x = self.normalise(images)
-        # With the mean colour; to two cells at least, as batch norm cannot learn from one.
-        last = self.encoder.strides[-1]
-        down, right = (max(-(-side // last), 2) * last - side for side in (height, width))
-        x = F.pad(x, (0, right, 0, down))
+        x = padded(x, self.encoder.strides[-1])
         maps = self.fpn(self.encoder(x)[self.unused :])
         features = self.mask_head(maps[:-1])
         resized = []
@@ -220,25 +214,30 @@ class SOLOv2(InstanceModel):
 
     # ---- prediction
 
-    @torch.no_grad()
-    def decode_tensors(self, raw: SOLOv2Raw, size: Tensor) -> Detections:
-        """The objects of one picture; see `InstanceModel.decode_tensors`.
+    def giving(self, most: int) -> Self:
+        """See `InstanceModel.giving`."""
+        more = super().giving(most)
+        more.max_candidates = max(self.max_candidates, 2 * most)
+        return more
 
-        The boxes are those of the maps, exact to a cell; `as_instances` has those of the masks.
+    def choose(self, raw: SOLOv2Raw, size: Tensor) -> Chosen:
+        """The objects of one picture; see `InstanceModel.choose`. Their sources are kernels.
+
+        The boxes are those of the maps, exact to a cell; `instances` has those of the masks.
         """
-        with torch.autocast(raw.features.device.type, enabled=False):
-            found = self.candidates(raw)
-            scores = matrix_nms(found.scores, found.labels, found.areas, found.overlaps)
-            scores, order = scores.sort(descending=True, stable=True)
-            rank = torch.arange(scores.shape[0], device=scores.device)
-            kept = (scores >= self.update_threshold) & (rank < self.max_detections)
-            chosen = order[kept]
-            features = raw.features[0].float()
-            maps = mask_logits(features, found.kernels[chosen], self.kernel_size).sigmoid()
-        seen = raw.seen[0]
-        sides = seen.flip(0).repeat(2).to(maps)
-        boxes = (extents(maps) * CELL).minimum(sides) * (size.flip(0).repeat(2).to(maps) / sides)
-        return Detections(boxes, found.labels[chosen], scores[kept], maps, seen)
+        found = self.candidates(raw)
+        scores = matrix_nms(found.scores, found.labels, found.areas, found.overlaps)
+        scores, order = scores.sort(descending=True, stable=True)
+        rank = torch.arange(scores.shape[0], device=scores.device)
+        kept = (scores >= self.update_threshold) & (rank < self.max_detections)
+        chosen, seen = order[kept], raw.seen[0]
+        sides = seen.flip(0).repeat(2).to(scores)
+        boxes = (found.boxes[chosen] * CELL).minimum(sides) * (size.flip(0).repeat(2).to(scores) / sides)
+        return Chosen(boxes, found.labels[chosen], scores[kept], (found.kernels[chosen],), seen)
+
+    def maps(self, raw: SOLOv2Raw, sources: tuple[Tensor, ...]) -> Tensor:
+        """The maps (N, h, w) of the padded picture; see `InstanceModel.maps`."""
+        return mask_logits(raw.features[0].float(), sources[0], self.kernel_size).sigmoid_()
 
     def candidates(self, raw: SOLOv2Raw) -> Candidates:
         """What of one picture enters Matrix NMS; N may be 0. `raw` has a batch axis of length 1."""
@@ -251,17 +250,17 @@ class SOLOv2(InstanceModel):
         kernels = torch.cat([each[0].float().flatten(1) for each in raw.kernels], 1).T[cells]
         # As many strips as the padded picture has rows at least.
         strips = 2 * self.encoder.strides[-1] // CELL
-        areas, certainty, overlaps = mask_facts(raw.features[0].float(), kernels, self.kernel_size, parts=strips)
+        areas, certainty, overlaps, boxes = mask_facts(raw.features[0].float(), kernels, self.kernel_size, parts=strips)
         least = [stride if self.least_cells is None else self.least_cells for stride in self.strides]
         per_cell = torch.cat([scores.new_full((g * g,), each) for g, each in zip(self.grids, least, strict=True)])
         large = torch.nonzero(areas > per_cell[cells])[:, 0]
         scores, order = (scores * certainty)[large].sort(descending=True, stable=True)
         order = large[order]
-        return Candidates(labels[order], scores, kernels[order], areas[order], overlaps[order][:, order])
+        return Candidates(labels[order], scores, kernels[order], areas[order], overlaps[order][:, order], boxes[order])
 
-    def as_instances(self, found: Detections, size: tuple[int, int]) -> Instances:
-        """Detections as instances with the boxes of their masks; those without a pixel at `size` are left out."""
-        given = super().as_instances(found, size)
+    def instances(self, boxes: Tensor, labels: Tensor, scores: Tensor, masks: Masks) -> Instances:
+        """Instances with the boxes of their masks, without those that have no pixel; see `InstanceModel.instances`."""
+        given = super().instances(boxes, labels, scores, masks)
         kept = given[given.masks.areas() > 0]
         return Instances.from_masks(kept.masks, kept.labels, kept.classes, kept.scores)
 
@@ -272,7 +271,7 @@ class SOLOv2(InstanceModel):
         They are enlarged bilinearly to the picture that was seen and from there to `size`.
         """
         rows, columns = (
-            resize_matrix(pixels, side) @ resize_matrix(cells * CELL, cells)[:side]
+            resized_twice(pixels, side, resize_matrix(cells * CELL, cells)[:side])
             for pixels, side, cells in zip(size, seen, maps.shape[1:], strict=True)
         )
         return cut_masks(maps, rows, columns, threshold=MASK)
@@ -289,10 +288,7 @@ class SOLOv2(InstanceModel):
         Raises:
             KirieError: when the truths do not belong to this batch and model; see `InstanceModel.own_truths`.
         """
-        own = self.own_truths(truths, len(raw.features))
-        seen = (int(raw.seen[0, 0]), int(raw.seen[0, 1]))
-        if any(truth.size != seen for truth in own):
-            raise KirieError(f"The truths are for pictures of size {own[0].size}, the pictures have {seen}.")
+        own = self.own_truths(truths, len(raw.features), (int(raw.seen[0, 0]), int(raw.seen[0, 1])))
         cells = raw.features.shape[2:]
         frame = (CELL * cells[0], CELL * cells[1])
         taught = [TaughtCells.of(truth, frame, self.grids, self.scale_ranges) for truth in own]

@@ -13,7 +13,7 @@ the network of dbolya/yolact, and takes its checkpoints.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy.typing as npt
 import torch
@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.masks import Masks
-from kirie.models.parts.checks import check_dropout, check_flag, check_pixels, check_whole
+from kirie.models.parts.checks import check_flag, check_numbers, check_pixels, check_share, check_whole
 from kirie.models.parts.encoder import Encoder, build_encoder
-from kirie.models.parts.instance import Detections, InstanceModel
+from kirie.models.parts.instance import Chosen, InstanceModel, padded
 from kirie.models.parts.pasting import cut_masks, resize_matrix
 from kirie.models.parts.priors import BACKGROUND, coded, decoded, fast_nms, grid_priors, hardest, matched
 from kirie.models.parts.prototypes import PictureTruth, assembled, inside
@@ -124,9 +124,9 @@ class YOLACT(InstanceModel):
         if input_size is not None:
             check_whole("input_size", input_size, 32, 8192)
         check_flag("square", square)
-        check_dropout(score_threshold, "score_threshold")
-        check_dropout(shown_threshold, "shown_threshold")
-        check_dropout(nms_threshold, "nms_threshold")
+        check_share("score_threshold", score_threshold)
+        check_share("shown_threshold", shown_threshold)
+        check_share("nms_threshold", nms_threshold)
         check_pixels(mean, std)
         body = build_encoder(encoder, in_channels, encoder_options, weights=encoder_weights)
         if input_size is not None and input_size % body.divisor:
@@ -147,7 +147,7 @@ class YOLACT(InstanceModel):
         self.strides += [self.strides[-1] * 2 ** (step + 1) for step in range(EXTRA)]
         self.input_size = input_size
         self.scales = _scales(scales, input_size, self.strides)
-        self.ratios = _positive("ratios", ratios)
+        self.ratios = check_numbers("ratios", ratios)
         self.square = square
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.shown_threshold = shown_threshold
@@ -166,11 +166,6 @@ class YOLACT(InstanceModel):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    def levels(self) -> Sequence[Sequence[nn.Module]]:
-        """The encoder's levels, then all the rest; see `SegmentationModel.levels`."""
-        rest = [child for name, child in self.named_children() if name != "encoder"]
-        return [*(level for level in self.encoder.levels() if level), rest]
-
     def forward(self, images: Tensor) -> YOLACTRaw:
         """Raw outputs for images (B, C, H, W) in [0, 1] of any size."""
         height, width = images.shape[-2:]
@@ -179,10 +174,7 @@ class YOLACT(InstanceModel):
             height = width = self.input_size
             x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
         else:
-            # With the mean colour; to two cells at least, as batch norm cannot learn from one.
-            last = self.encoder.strides[-1]
-            down, right = (max(-(-side // last), 2) * last - side for side in (height, width))
-            x = F.pad(x, (0, right, 0, down))
+            x = padded(x, self.encoder.strides[-1])
         maps = self.pyramid(self.encoder(x)[self.unused :])
         prototypes = F.relu(self.protonet(maps[0]))
         logits, codes, coefficients = (torch.cat(parts, 1) for parts in zip(*map(self.head, maps), strict=True))
@@ -204,17 +196,27 @@ class YOLACT(InstanceModel):
 
     # ---- prediction
 
-    @torch.no_grad()
-    def decode_tensors(self, raw: YOLACTRaw, size: Tensor) -> Detections:
-        """The objects of one picture; see `InstanceModel.decode_tensors`. Their maps are cut off at their boxes."""
+    def giving(self, most: int) -> Self:
+        """See `InstanceModel.giving`."""
+        more = super().giving(most)
+        more.candidates = max(self.candidates, 2 * most)
+        return more
+
+    def choose(self, raw: YOLACTRaw, size: Tensor) -> Chosen:
+        """The objects of one picture; see `InstanceModel.choose`. Their sources are coefficients and relative boxes."""
         rows, boxes, labels, scores = self._chosen(raw)
-        maps = assembled(raw.coefficients[0][rows].float(), raw.prototypes[0].float()).sigmoid_()  # (N, h, w)
+        pixels = size.to(boxes).flip(0).repeat(2)
+        whole = torch.minimum((boxes * pixels).clamp(min=0), pixels)
+        return Chosen(whole, labels, scores, (raw.coefficients[0][rows].float(), boxes), raw.seen[0])
+
+    def maps(self, raw: YOLACTRaw, sources: tuple[Tensor, ...]) -> Tensor:
+        """The maps (N, h, w), cut off at their boxes; see `InstanceModel.maps`."""
+        coefficients, boxes = sources
+        maps = assembled(coefficients, raw.prototypes[0].float()).sigmoid_()
         covered = raw.seen[0] / torch.tensor(self._cell(maps.shape[1:]), device=maps.device)
         for axis in inside(boxes * covered.flip(0).repeat(2), maps.shape[1], maps.shape[2]):
             maps *= axis
-        pixels = size.to(boxes).flip(0)
-        boxes = torch.minimum((boxes * pixels.repeat(2)).clamp(min=0), pixels.repeat(2))
-        return Detections(boxes, labels, scores, maps, raw.seen[0])
+        return maps
 
     def _chosen(self, raw: YOLACTRaw) -> tuple[Tensor, ...]:
         """Rows of the priors (N,), relative boxes (N, 4), labels (N,) and scores (N,) of what one picture shows."""
@@ -255,7 +257,8 @@ class YOLACT(InstanceModel):
         Raises:
             KirieError: when the truths do not belong to this batch and model; see `InstanceModel.own_truths`.
         """
-        own = self.own_truths(truths, len(raw.logits))
+        seen = None if self.input_size else (int(raw.seen[0, 0]), int(raw.seen[0, 1]))
+        own = self.own_truths(truths, len(raw.logits), seen)
         cells = raw.prototypes.shape[2:]
         covered = [side / cell for side, cell in zip(raw.seen[0].tolist(), self._cell(cells), strict=True)]
         with torch.autocast(raw.logits.device.type, enabled=False):
@@ -347,15 +350,9 @@ def _scales(given: object, input_size: int | None, strides: Sequence[int]) -> tu
         size, first = _RELEASED
         doubled = [first * stride // strides[0] for stride in strides]
         return tuple(max(s if input_size is None else s * input_size // size, 1) for s in doubled)
-    scales = _positive("scales", given)
+    scales = check_numbers("scales", given)
     if len(scales) != len(strides):
         raise KirieError(
             f"scales must be {len(strides)} numbers, one for each of the strides {list(strides)}, got {len(scales)}."
         )
     return scales
-
-
-def _positive(name: str, row: object) -> tuple[float, ...]:
-    if not isinstance(row, list | tuple) or not row or not all(type(v) in (int, float) and 0 < v < 1e6 for v in row):
-        raise KirieError(f"{name} must be one number above 0 or more, got {row!r:.80}.")
-    return tuple(row)

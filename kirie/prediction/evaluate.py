@@ -158,7 +158,7 @@ def evaluate(
     dataset = data if not isinstance(data, str | Path) else open_for(model, data, split, settings)
     if not len(dataset):
         raise KirieError("The data set has no pictures, so there is nothing to measure.")
-    predictor = Predictor(model, device=device, most=max_detections)
+    predictor = Predictor(model, device=device, max_detections=max_detections)
     evaluation = measure(predictor, dataset, title="evaluating", threshold=threshold, max_detections=max_detections)
     if out is not None:
         write_evaluation(Path(out), evaluation, predictor, dataset, name=name)

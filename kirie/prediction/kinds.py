@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from kirie.errors import KirieError
-from kirie.prediction.object_files import coco_results, save_cutouts, yolo_labels
+from kirie.prediction.object_files import check_data_yaml, coco_results, save_cutouts, yolo_labels
 from kirie.prediction.object_table import object_table
-from kirie.prediction.writers import Opened, each_alone, save_ids, save_labels, save_overlay, save_scores
+from kirie.prediction.picture_files import Opened, each_alone, save_ids, save_labels, save_overlay, save_scores
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,14 @@ class Kind:
         files: what is written into the folder of the results, `{name}` being each picture's; a folder stands for all
             that it holds.
         opened: gives what writes each picture's part, until the run ends.
+        check: raises a KirieError where files in the folder of the results must not be replaced, beside the pictures
+            and labels that `predict_files` looks after.
     """
 
     tasks: tuple[str, ...]
     files: tuple[str, ...]
     opened: Opened
+    check: Callable[[Path], None] = lambda out: None
 
 
 _ALL = ("semantic", "instance", "panoptic")
@@ -37,7 +41,7 @@ KINDS: dict[str, Kind] = {
     "ids": Kind(_OBJECTS, ("{name}_ids.png", "{name}_ids.tif"), each_alone(save_ids)),
     "csv": Kind(_OBJECTS, ("objects.csv", "counts.csv"), object_table),
     "coco": Kind(_OBJECTS, ("results.json", "images.json"), coco_results),
-    "yolo": Kind(_OBJECTS, ("{name}.txt", "data.yaml"), yolo_labels),
+    "yolo": Kind(_OBJECTS, ("{name}.txt", "data.yaml"), yolo_labels, check_data_yaml),
     "cutouts": Kind(_OBJECTS, ("cutouts",), each_alone(save_cutouts)),
 }
 USUAL = {"semantic": ("labels", "overlay"), "instance": ("overlay", "csv"), "panoptic": ("labels", "overlay")}

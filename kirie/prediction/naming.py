@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import NamedTuple
 
+from kirie.classes import Classes
+from kirie.coco_words import category_ids
 from kirie.errors import KirieError
+from kirie.reading.json_stream import json_entries
 
 
 def file_names(paths: Sequence[Path]) -> list[str]:
@@ -33,41 +35,77 @@ def table_names(paths: Sequence[Path]) -> list[str]:
     return [path.name if shared[path.name] == 1 else path.as_posix() for path in paths]
 
 
-def image_numbers(paths: Sequence[Path], listed: str | Path | None = None) -> list[int]:
+class Listing(NamedTuple):
+    """What a COCO file says of the pictures and classes that were looked for.
+
+    Attributes:
+        path: the file.
+        images: the ids of pictures by their file names, without folders.
+        categories: the ids of classes by their names; None where the file lists no categories.
+    """
+
+    path: str
+    images: dict[str, set[int]]
+    categories: dict[str, set[int]] | None
+
+
+def read_listing(path: str | Path, paths: Sequence[Path], classes: Classes) -> Listing:
+    """Looks for pictures and classes in a COCO file, of which no more is kept than is asked for.
+
+    Raises:
+        KirieError: when the file cannot be read, or does not list pictures and categories as COCO's files do.
+    """
+    wanted = {"images": {each.name for each in paths}, "categories": set(classes.names)}
+    found: dict[str, dict[str, set[int]]] = {}
+    for key, entries in json_entries(path):
+        for entry in entries if key in wanted else ():
+            ids = found.setdefault(key, {})
+            try:
+                name = PurePath(entry["file_name"]).name if key == "images" else entry["name"].strip()
+                if type(entry["id"]) is not int:
+                    raise TypeError
+            except (KeyError, TypeError, AttributeError) as error:
+                raise KirieError(
+                    f"{path} does not list pictures as a COCO file does: an object with `images`, each with a whole "
+                    "`id` and a `file_name`, and with `categories`, each with a whole `id` and a `name`."
+                ) from error
+            if name in wanted[key]:
+                ids.setdefault(name, set()).add(entry["id"])
+    return Listing(str(path), found.get("images", {}), found.get("categories"))
+
+
+def image_numbers(paths: Sequence[Path], listing: Listing | None = None) -> list[int]:
     """The `image_id` of each picture: that of a COCO file that lists them, where one is given.
 
     Otherwise the number that is its file's name, as for COCO's own pictures, where every name is another number; else
     1, 2, 3...
 
     Raises:
-        KirieError: when the file cannot be read, or lists a picture not at all or twice.
+        KirieError: when the file lists a picture not at all or twice.
     """
-    if listed is None:
-        found = [int(path.stem) for path in paths if re.fullmatch("[0-9]{1,15}", path.stem)]
-        return found if len(set(found)) == len(paths) else list(range(1, len(paths) + 1))
-    numbers = _numbers_in(listed)
-    for path in paths:
-        if len(numbers.get(path.name, ())) != 1:
-            times = "several pictures" if path.name in numbers else "no picture"
-            raise KirieError(f"{listed} lists {times} called {path.name}; predict pictures that it lists.")
-    return [next(iter(numbers[path.name])) for path in paths]
+    if listing is not None:
+        mend = "predict pictures that it lists"
+        return [_only(listing.images, path.name, "picture", listing.path, mend) for path in paths]
+    found = [int(path.stem) for path in paths if re.fullmatch("[0-9]{1,15}", path.stem)]
+    return found if len(set(found)) == len(paths) else list(range(1, len(paths) + 1))
 
 
-def _numbers_in(listed: str | Path) -> dict[str, set[int]]:
-    """The ids of the pictures in a COCO file by their file names, without folders."""
-    try:
-        with open(listed, encoding="utf-8") as file:
-            images: Any = json.load(file)["images"]
-        numbers: dict[str, set[int]] = {}
-        for image in images:
-            if type(image["id"]) is not int:
-                raise TypeError
-            numbers.setdefault(PurePath(image["file_name"]).name, set()).add(image["id"])
-    except OSError as error:
-        raise KirieError(f"Cannot read {listed}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise KirieError(
-            f"{listed} does not list pictures as a COCO file does: an object with `images`, each with a whole `id` and "
-            "a `file_name`."
-        ) from error
-    return numbers
+def category_numbers(classes: Classes, listing: Listing | None = None) -> tuple[int, ...]:
+    """The `category_id` of each class: that of the category of its name in a COCO file, where one lists categories.
+
+    Otherwise those of `coco_words.category_ids`.
+
+    Raises:
+        KirieError: when the file lists a class not at all or twice.
+    """
+    if listing is None or listing.categories is None:
+        return category_ids(classes)
+    mend = "give the file of data with the classes of the model"
+    return tuple(_only(listing.categories, name, "category", listing.path, mend) for name in classes.names)
+
+
+def _only(found: dict[str, set[int]], name: str, noun: str, path: str, mend: str) -> int:
+    if len(found.get(name, ())) != 1:
+        times = "more than one" if name in found else "no"
+        raise KirieError(f"{path} lists {times} {noun} called {name}; {mend}.")
+    return next(iter(found[name]))

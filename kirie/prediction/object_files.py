@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from kirie import boxes as box_maths
-from kirie.classes import Classes
+from kirie.coco_words import bboxes, run_lengths
 from kirie.drawing.picture import as_picture
+from kirie.errors import KirieError
 from kirie.files import growing_file, write_picture, write_text
-from kirie.outlines import outline
-from kirie.prediction.writers import Predicted, Run, Write
+from kirie.prediction.picture_files import Predicted, Run, Write
+from kirie.reading.strict_yaml import read_yaml
 from kirie.results import Instances
+from kirie.yolo_words import data_yaml, object_lines
 
 
 @contextmanager
@@ -27,10 +27,8 @@ def coco_results(run: Run) -> Iterator[Write]:
     """Writes `results.json` in COCO's results format, and `images.json`, which names the picture of each `image_id`.
 
     `images.json` is a COCO file without annotations: `COCO("images.json").loadRes("results.json")` reads the two.
-    Categories have the ids of `category_ids`.
     """
-    ids = category_ids(run.classes)
-    categories = [{"id": i, "name": name} for i, name in zip(ids, run.classes.names, strict=True)]
+    categories = [{"id": i, "name": name} for i, name in zip(run.categories, run.classes.names, strict=True)]
     end = f'\n], "annotations": [], "categories": {json.dumps(categories)}}}\n'
     with (
         growing_file(run.out / "images.json", '{"images": [\n', end, ",\n") as images,
@@ -40,7 +38,7 @@ def coco_results(run: Run) -> Iterator[Write]:
         def write(one: Predicted) -> tuple[()]:
             height, width = one.result.size
             images(json.dumps({"id": one.number, "file_name": one.title, "height": height, "width": width}))
-            found = [json.dumps(entry) for entry in coco_entries(one.result, one.number)]
+            found = [json.dumps(entry) for entry in _coco_entries(one.result, one.number, run.categories)]
             if found:
                 results(",\n".join(found))
             return ()
@@ -48,49 +46,40 @@ def coco_results(run: Run) -> Iterator[Write]:
         yield write
 
 
-def category_ids(classes: Classes) -> tuple[int, ...]:
-    """What COCO files call the classes: their ids in files or, as COCO counts from 1, 1, 2, 3... where one is below."""
-    return classes.ids if min(classes.ids) > 0 else tuple(range(1, len(classes) + 1))
-
-
-def coco_entries(result: Instances, number: int) -> Iterator[dict[str, Any]]:
+def _coco_entries(result: Instances, number: int, categories: Sequence[int]) -> Iterator[dict[str, Any]]:
     """The objects of a picture as entries of a COCO results file, `number` being its `image_id`."""
-    ids = category_ids(result.classes)
     rows = zip(
         result.labels.tolist(),
-        box_maths.to_xywh(result.boxes).astype(np.float64).round(3).tolist(),
+        bboxes(result.boxes.round(3)),
         result.scores.astype(np.float64).round(6).tolist(),
-        result.masks.rles(),
+        run_lengths(result.masks),
         strict=True,
     )
-    for label, box, score, rle in rows:
-        mask = {"size": rle["size"], "counts": rle["counts"].decode("ascii")}
-        yield {"image_id": number, "category_id": ids[label], "bbox": box, "score": score, "segmentation": mask}
+    for label, box, score, mask in rows:
+        yield {"image_id": number, "category_id": categories[label], "bbox": box, "score": score, "segmentation": mask}
 
 
 @contextmanager
 def yolo_labels(run: Run) -> Iterator[Write]:
-    """Writes `NAME.txt`, a line per object: its class, then its outline as shares of width and height; `data.yaml`.
-
-    An outline runs along the edges of the mask's pixels. As a line holds one ring, holes and further parts are joined
-    to it by bridges without width, which leaves a mask filled from it as it was. `data.yaml` names the classes.
-    """
-    names = dict(enumerate(run.classes.names))
-    write_text(run.out / "data.yaml", yaml.safe_dump({"names": names}, allow_unicode=True, sort_keys=False))
+    """Writes `NAME.txt`, a line per object as `object_lines` has it, and in the end `data.yaml` with the classes."""
 
     def write(one: Predicted) -> tuple[Path]:
-        result: Instances = one.result
-        sides = np.array(result.size[::-1])
-        lines = []
-        for label, crop in zip(result.labels.tolist(), result.masks.crops(), strict=True):
-            ring = outline(crop)
-            if ring is not None:
-                lines.append(" ".join([str(label), *(f"{share:.7g}" for share in (ring / sides).ravel().tolist())]))
         path = run.out / f"{one.name}.txt"
-        write_text(path, "".join(f"{line}\n" for line in lines))
+        write_text(path, "".join(object_lines(one.result)))
         return (path,)
 
     yield write
+    write_text(run.out / "data.yaml", data_yaml(run.classes))
+
+
+def check_data_yaml(out: Path) -> None:
+    """Raises a KirieError where the `data.yaml` of `out` is more than names of classes, as a data set's own is."""
+    path = out / "data.yaml"
+    if not path.exists():
+        return
+    facts = read_yaml(path, "list of classes")
+    if not isinstance(facts, dict) or set(facts) != {"names"}:
+        raise KirieError(f"The results would replace {path}, which describes a data set; choose another folder.")
 
 
 def save_cutouts(out: Path, one: Predicted) -> tuple[Path, ...]:

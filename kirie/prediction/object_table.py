@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from kirie.files import growing_file
 from kirie.masks import Crop
-from kirie.prediction.writers import Predicted, Run, Write
+from kirie.prediction.picture_files import Predicted, Run, Write
 from kirie.reading.images import image_facts, read_numbers
 from kirie.results import Instances
 

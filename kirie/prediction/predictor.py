@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,9 +32,9 @@ class Predictor:
         batch_size: pictures of equal size run together; None chooses 1 on a CPU and 8 on a GPU.
         scores: keep per-pixel probabilities in the results.
         threshold: the lowest score of the objects that are kept; 0 keeps all that the model gives, as metrics need.
-        keep: names of the classes whose objects are kept; None keeps all.
-        most: how many objects of a picture are kept, the surest ones. The model gives that many too where its own
-            limit is lower; the limit of the model that was handed in stays. None leaves it at that limit.
+        classes: names of the classes whose objects are kept; None keeps all.
+        max_detections: how many objects of a picture are kept, the surest ones. The model gives that many too where its
+            own limits are lower; those of the model that was handed in stay. None leaves it at these limits.
 
     Raises:
         KirieError: when there is no such device, the batch size is below 1, a class is unknown, or objects are chosen
@@ -50,19 +49,24 @@ class Predictor:
         batch_size: int | None = None,
         scores: bool = False,
         threshold: float = 0.0,
-        keep: Sequence[str] | None = None,
-        most: int | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise KirieError(f"A batch holds at least 1 picture, got a batch size of {batch_size}.")
-        _check_choice(model, threshold=threshold, keep=keep, most=most)
+        if isinstance(model, InstanceModel):
+            check_selection(model.classes, threshold=threshold, classes=classes, max_detections=max_detections)
+            model = model if max_detections is None else model.giving(max_detections)
+        elif threshold or classes is not None or max_detections is not None:
+            raise KirieError(
+                f"This model, for task {model.task!r}, finds no objects to choose by score, class or number. Leave "
+                "threshold, classes and max_detections out, or use an instance model."
+            )
         self.device = pick_device(device)
-        self.threshold, self.keep, self.most = threshold, keep, most
+        self.threshold, self.classes, self.max_detections = threshold, classes, max_detections
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         self.scores = scores
-        if most is not None:
-            self.model = _giving(self.model, most)
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Picture]) -> list[Any]:
@@ -97,7 +101,8 @@ class Predictor:
     def _chosen(self, result: Any) -> Any:
         if not isinstance(result, Instances):
             return result
-        return select(result, threshold=self.threshold, classes=self.keep, most=self.most)
+        most = self.max_detections
+        return select(result, threshold=self.threshold, classes=self.classes, max_detections=most)
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:
         """Results one after another, in order, for any number of pictures; holds one batch at a time."""
@@ -112,8 +117,8 @@ def predict(
     device: str = "auto",
     scores: bool = False,
     threshold: float | None = None,
-    keep: Sequence[str] | None = None,
-    most: int | None = None,
+    classes: Sequence[str] | None = None,
+    max_detections: int | None = None,
 ) -> Any:
     """What a model sees in a picture, or in each of several.
 
@@ -126,14 +131,17 @@ def predict(
         threshold: the lowest score of the objects that are kept; None takes the model's own `shown_threshold`,
             from which on they are worth showing, and 0 keeps all. This and the next two are for models that find
             objects.
-        keep: names of the classes whose objects are kept; None keeps all.
-        most: how many objects of a picture are kept, the surest ones; None leaves it at the model's own limit.
+        classes: names of the classes whose objects are kept; None keeps all.
+        max_detections: how many objects of a picture are kept, the surest ones; None leaves it at the model's own
+            limit.
 
     Raises:
         KirieError: when a picture cannot be read or has another number of channels than the model, a class is unknown,
             or objects are chosen of a model that gives none.
     """
-    predictor = shown_predictor(model, device=device, scores=scores, threshold=threshold, keep=keep, most=most)
+    predictor = shown_predictor(
+        model, device=device, scores=scores, threshold=threshold, classes=classes, max_detections=max_detections
+    )
     if isinstance(images, list | tuple):
         return list(predictor.stream(as_picture(image, model.in_channels) for image in images))
     return predictor([as_picture(images, model.in_channels)])[0]
@@ -153,33 +161,6 @@ def shown_predictor(model: SegmentationModel, *, threshold: float | None = None,
 def shown_from(model: SegmentationModel) -> float:
     """The score from which on a model's objects are worth showing to a person; 0 for a model that gives none."""
     return model.shown_threshold if isinstance(model, InstanceModel) else 0.0
-
-
-def _check_choice(
-    model: SegmentationModel,
-    *,
-    threshold: float = 0.0,
-    keep: Sequence[str] | None = None,
-    most: int | None = None,
-) -> None:
-    """Raises a KirieError when objects cannot be chosen so, as the model gives none or does not know a class."""
-    if model.task == "instance":
-        check_selection(model.classes, threshold=threshold, classes=keep, most=most)
-    elif threshold or keep is not None or most is not None:
-        raise KirieError(
-            f"This model, for task {model.task!r}, finds no objects to choose by score, class or number. Leave "
-            "threshold, classes and the most objects out, or use an instance model."
-        )
-
-
-def _giving(model: SegmentationModel, most: int) -> SegmentationModel:
-    """The model with a limit of at least `most` objects; another one, of the same weights, where it has to rise."""
-    limit = getattr(model, "max_detections", most)
-    if limit >= most:
-        return model
-    more = copy.copy(model)  # parts and weights are shared, only the limit is its own
-    more.max_detections = most  # type: ignore[assignment]
-    return more
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:

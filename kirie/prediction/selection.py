@@ -13,36 +13,44 @@ from kirie.results import Instances
 
 
 def select(
-    instances: Instances, *, threshold: float = 0.0, classes: Sequence[str] | None = None, most: int | None = None
+    instances: Instances,
+    *,
+    threshold: float = 0.0,
+    classes: Sequence[str] | None = None,
+    max_detections: int | None = None,
 ) -> Instances:
-    """The objects of these classes that score at least `threshold`, and of them the `most` surest, in their order.
+    """The objects of these classes that score at least `threshold`, and of them the surest, in their order.
 
     Args:
         instances: what was found in one picture.
         threshold: the lowest score that is kept, 0 to 1.
         classes: names of the classes that are kept; None keeps all.
-        most: how many objects are kept; among equal scores the earlier ones. None keeps all.
+        max_detections: how many objects are kept, the surest; among equal scores the earlier ones. None keeps all.
 
     Raises:
-        KirieError: when a name is no class, the threshold is outside 0..1, or `most` is below 1.
+        KirieError: when a name is no class, the threshold is outside 0..1, or `max_detections` is below 1.
     """
-    check_selection(instances.classes, threshold=threshold, classes=classes, most=most)
+    check_selection(instances.classes, threshold=threshold, classes=classes, max_detections=max_detections)
     kept = instances.scores >= threshold
     if classes is not None:
         kept &= np.isin(instances.labels, [instances.classes.index(name) for name in classes])
     chosen = np.flatnonzero(kept)
-    surest = np.argsort(-instances.scores[chosen], kind="stable")[:most]
+    surest = np.argsort(-instances.scores[chosen], kind="stable")[:max_detections]
     return instances[chosen[np.sort(surest)]]
 
 
 def check_selection(
-    known: Classes, *, threshold: float = 0.0, classes: Sequence[str] | None = None, most: int | None = None
+    known: Classes,
+    *,
+    threshold: float = 0.0,
+    classes: Sequence[str] | None = None,
+    max_detections: int | None = None,
 ) -> None:
     """Raises a KirieError when `select` would refuse these wishes for objects of the classes `known`."""
     if not 0 <= threshold <= 1:
         raise KirieError(f"A threshold is the lowest score that is kept, from 0 to 1, got {threshold}.")
-    if most is not None and (type(most) is not int or most < 1):
-        raise KirieError(f"The most objects of a picture are a whole number from 1 on, got {most!r}.")
+    if max_detections is not None and (type(max_detections) is not int or max_detections < 1):
+        raise KirieError(f"The most objects of a picture are a whole number from 1 on, got {max_detections!r}.")
     if classes is None:
         return
     if isinstance(classes, str) or not classes:

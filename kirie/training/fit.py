@@ -42,7 +42,11 @@ from kirie.training.run import MODEL, RECIPE
 from kirie.training.stop import StopSignal
 from kirie.training.trainer import LoopSettings, Trainer
 
-SMALL_UNET = {"width": 16, "bias": False}
+# What learns from nothing in minutes on a CPU, by what the labels are.
+SMALL = {
+    "semantic": {"name": "unet", "arguments": {"width": 16, "bias": False}},
+    "instance": {"name": "yolact", "arguments": {"encoder": "resnet18", "channels": 64, "shown_threshold": 0.4}},
+}
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Run:
 
     Attributes:
         folder: where everything lies.
-        model: the file with the best weights so far, or None when nothing was measured yet.
+        model: the file with the best weights so far (the latest while none has a score), or None before the first
+            measurement.
         best: the best score, or None.
         history: one row of numbers per finished epoch.
         finished: False when it was stopped and can be resumed.
@@ -77,7 +82,8 @@ def train(
 
     Args:
         data: a recipe, its YAML file, or a data set: its folder, or the file of a COCO or YOLO one. A data set is
-            trained by the defaults, and unless `model` or `changes` say otherwise with a U-Net small enough for a CPU.
+            trained by the defaults, and unless `model` or `changes` say otherwise with a model small enough for a
+            CPU: a U-Net, or a YOLACT where the labels tell single objects.
         model: a row of `MODELS` to use in place of the recipe's.
         changes: entries of the recipe to set, such as "train.epochs=40".
         out: the run's folder. When not given `runs/DATA`, by the name of the data's folder, and `runs/DATA-MODEL` for
@@ -95,12 +101,24 @@ def train(
     if isinstance(data, Recipe):
         recipe = parse_recipe(recipe_values(data), changes)
     elif whole:
-        values = {"data": {"path": str(data)}, "model": {} if own_model else {"arguments": SMALL_UNET}}
+        values: dict[str, Any] = {"data": {"path": str(data)}}
         recipe = parse_recipe(values, changes)
+        if not own_model:
+            values["model"] = SMALL["semantic" if model else _natural_task(recipe)]
+            recipe = parse_recipe(values, changes)
     else:
         recipe = read_recipe(data, changes)
     folder = Path(out) if out is not None else _usual_folder(recipe, with_model=not whole)
     return fit(recipe, folder, resume=resume, device=device)
+
+
+def _natural_task(recipe: Recipe) -> str:
+    """The task that the labels of a recipe's data serve, unless it names one; said where that is not semantic."""
+    data = recipe.data
+    task = data.task or open_dataset(data.path, settings=data.folder_settings()).task
+    if task == "instance" and data.task is None:
+        say(f"{data.path}: the labels tell single objects; --model unet would learn classes of pixels instead")
+    return task if task in SMALL else "semantic"
 
 
 def _usual_folder(recipe: Recipe, *, with_model: bool) -> Path:

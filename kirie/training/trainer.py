@@ -215,7 +215,7 @@ class Trainer:
         better = not math.isnan(score) and (standing.best is None or score > standing.best)
         standing.best = score if better else standing.best
         standing.stale = 0 if better else standing.stale + 1
-        if self.leader and better:
+        if self.leader and (better or standing.best is None):  # without a score to compare, the latest
             scores = {name: value for name, value in row.items() if math.isfinite(value)}
             save(measured, self.folder / MODEL, recipe=self.record, scores=scores)
         every = self.settings.samples_every

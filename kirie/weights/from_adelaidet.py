@@ -15,16 +15,13 @@ from torch import Tensor
 from kirie.class_lists import COCO
 from kirie.errors import KirieError
 from kirie.models.contract import InputFacts
+from kirie.models.solov2 import GRIDS, RANGES, STRIDES
 from kirie.weights.detectron2_backbone import translated
 from kirie.weights.structure import axis, known_classes
 from kirie.weights.translation import Translation
 
 _CLASSES = {"COCO": COCO}
-_GRIDS = {
-    "grids": (40, 36, 24, 16, 12),
-    "strides": (8, 8, 16, 32, 32),
-    "scale_ranges": ((1, 96), (48, 192), (96, 384), (192, 768), (384, 2048)),
-}
+_GRIDS = {"grids": GRIDS, "strides": STRIDES, "scale_ranges": RANGES}
 _OTHERS = re.compile(r"(bbox_head|mask_head)\.(kernel_convs|cls_convs|cate_convs)\.|mask_feat_head\.convs_all_levels\.")
 
 

@@ -67,6 +67,7 @@ def test_an_exif_rotation_is_told(objects, tmp_path):
     done = kirie.convert(objects, tmp_path / "out", "coco")
     assert done.notes == (
         "1 picture with an EXIF rotation: the truth is for the picture turned upright, as kirie reads it.",
+        "The categories are 1, 2, 3... in the new files, in the order of the classes.",
     )
     images = json.loads((done.path / "instances.json").read_text())["images"]
     assert all((image["height"], image["width"]) == SIZE for image in images)

@@ -505,6 +505,18 @@ def test_a_function_that_crops_drops_what_it_cuts_off(kind):
         assert [(s.id, s.area) for s in new.segments] == [(14, 16)]
 
 
+def test_a_crowd_listed_last_covers_no_object_for_a_function():
+    ids = np.zeros((3, 12, 12), bool)
+    ids[0, 2:6, 2:6] = ids[1, 1:9, 1:9] = ids[2] = True
+    truth = Instances.from_masks(Masks.from_dense(ids), [3, 4, 4], CLASSES, crowd=np.array([False, False, True]))
+    seen = []
+    _, new = apply_callable(
+        lambda image, mask: seen.append(mask) or {"image": image, "mask": mask}, picture(12, 12), truth
+    )
+    assert [int((seen[0] == i).sum()) for i in (1, 2, 3)] == [16, 64 - 16, 144 - 64]
+    assert new.labels.tolist() == [3, 4, 4] and new.crowd.tolist() == [False, False, True]
+
+
 def test_a_function_works_without_truth_and_on_one_channel():
     image, truth = apply_callable(lambda image, mask: {"image": image[..., 0], "mask": mask}, picture(5, 6, 1), None)
     assert image.shape == (5, 6, 1) and truth is None

@@ -224,7 +224,7 @@ def test_outlines_of_all_kinds_equal_pycocotools(tmp_path):
 
 def test_boxes_and_areas(tmp_path):
     entries = [
-        annotation(1, 1, bbox=[2.5, 1.25, 40, 8]),  # beyond the picture
+        annotation(1, 1, bbox=[20.5, 3.25, 14, 6], segmentation=[[20, 3, 30, 3, 30, 9, 20, 9]]),  # beyond the picture
         annotation(2, 1, bbox=[4, 3, 0, 6], area=-1),
         annotation(3, 1, bbox=None, area=None),
         annotation(4, 1, bbox=["4", 3, 8, 6], area="48"),
@@ -232,11 +232,97 @@ def test_boxes_and_areas(tmp_path):
     ]
     one(tmp_path, *entries)
     found = truth(tmp_path)
-    assert found.boxes.tolist() == [[2.5, 1.25, 30, 9.25]] + 4 * [[4, 3, 12, 9]]
+    assert found.boxes.tolist() == [[20.5, 3.25, 30, 9.25]] + 4 * [[4, 3, 12, 9]]
     assert found.areas.tolist() == [48, 48, 48, 48, 17.5]
     assert ("note", "box beyond the picture") in kinds(tmp_path)
-    one(tmp_path, annotation(1, 1, bbox=[12, 9, 16, 10]))
+
+
+def test_a_box_beside_its_outline_is_not_learned_from(tmp_path):
+    """As of x, y, x, y in place of x, y, width, height; one that is merely wide is the file's own."""
+    right, wide = annotation(2, 1, bbox=[4.25, 3, 7.5, 6]), annotation(3, 1, bbox=[2, 3, 12, 6])
+    one(tmp_path, annotation(1, 1, bbox=[12, 9, 16, 10]), right, wide, annotation(4, 1, bbox=[0, 0, 30, 20], iscrowd=1))
+    assert truth(tmp_path).boxes.tolist() == [[4, 3, 12, 9], [4.25, 3, 11.75, 9], [2, 3, 14, 9], [0, 0, 30, 20]]
     assert kinds(tmp_path) == [("fault", "box beside its outline")]
+    (fault,) = (fault for fault in inspect(tmp_path).faults if fault.severity == "fault")
+    assert "annotation 1 (a.png)" in fault.what and "its outline's own box" not in fault.what
+    assert "the outline's own box is used" in fault.mend
+
+
+@pytest.mark.parametrize("area", ["Infinity", "-Infinity", "NaN", "-3", "1e999", "null"])
+def test_areas_that_are_none_are_those_of_the_masks(tmp_path, area):
+    path = one(tmp_path, annotation(1, 1, area=12345))
+    path.write_text(path.read_text().replace("12345", area))
+    assert truth(tmp_path).areas.tolist() == [48]
+    path.write_text(path.read_text().replace(f'"area": {area}', '"area": 0'))
+    assert truth(tmp_path).areas.tolist() == [0]
+
+
+@pytest.mark.parametrize("bare", [[], None, [[]]])
+def test_boxes_alone_are_refused(tmp_path, bare):
+    one(tmp_path, *(annotation(k, 1, segmentation=bare) for k in range(3)))
+    with pytest.raises(
+        KirieError, match=r"all\.json: none of 3 annotations has an outline.*for detection \(boxes\)\. Exp"
+    ):
+        open_dataset(tmp_path)
+    assert kinds(tmp_path) == [("fault", "not understood")] and not inspect(tmp_path).ok
+    one(tmp_path, annotation(1, 1, segmentation=bare), annotation(2, 1, 3))
+    assert len(truth(tmp_path)) == 1
+    with pytest.raises(KirieError, match="none of 1 annotation has"):  # of those that are not ignored
+        truth(tmp_path, ignore=(3,))
+
+
+def test_faults_of_one_picture_are_one(tmp_path):
+    bad = [annotation(k, 1, 99) for k in range(1000)]
+    one(tmp_path, *bad, *(annotation(k, 1, segmentation=[[1, 1, 9, 9]]) for k in range(2000, 2002)))
+    unknown, bare = (fault for fault in inspect(tmp_path).faults if fault.severity == "fault")
+    assert (unknown.count, bare.count) == (1000, 2)
+    assert unknown.what.endswith(
+        "annotation 0 (a.png) has the category_id 99, which is no category. So it is with 999 other annotations of it "
+        "(annotation 1, annotation 2, annotation 3 and 996 more)."
+    )
+    assert bare.what.endswith("all.json: a.png has 2 objects without a pixel (annotation 2000, annotation 2001).")
+    assert "fault: unknown category (1,000 times)" in inspect(tmp_path).lines()
+
+
+def test_outlines_that_are_none_are_told_at_opening(tmp_path):
+    broken = [annotation(k, 1, segmentation="polygon") for k in range(5)]
+    one(tmp_path, *broken, annotation(7, 1, 3), annotation(8, 9, 99, segmentation=5))
+    words = (
+        r"5 annotations with a segmentation that cannot be used \(annotation 0, .* and 2 more\)\. It is neither .* out"
+    )
+    with pytest.raises(KirieError, match=words):
+        open_dataset(tmp_path)
+    assert len(truth(tmp_path, ignore=(7,))) == 1
+
+
+def test_settings_reach_the_search(tmp_path):
+    one(tmp_path, annotation(1, 1))
+    (tmp_path / "labels_json").mkdir()
+    (tmp_path / "all.json").rename(tmp_path / "labels_json" / "all.json")
+    assert dataset_class(tmp_path) is FolderDataset
+    assert len(truth(tmp_path, masks="labels_json")) == 1
+    (tmp_path / "labels_json" / "all.json").rename(tmp_path / "all.json")
+    (tmp_path / "drawn").mkdir()
+    Image.fromarray(np.eye(*SIZE, dtype=np.uint8) * 255).save(tmp_path / "drawn" / "a.png")
+    assert dataset_class(tmp_path) is CocoDataset
+    assert dataset_class(tmp_path, FolderSettings(masks="drawn")) is FolderDataset
+
+
+@pytest.mark.parametrize("values", [{"kind": "ids"}, {"suffix": "_m"}])
+def test_settings_that_it_cannot_use_are_refused(tmp_path, values):
+    one(tmp_path, annotation(1, 1))
+    ((entry, value),) = values.items()
+    with pytest.raises(KirieError, match=rf"data\.{entry} is '{value}', for which COCO has no use.*{entry}="):
+        truth(tmp_path, **values)
+
+
+def test_large_category_numbers_can_be_ignored(tmp_path):
+    one(tmp_path, annotation(1, 1), annotation(2, 1, 10**12), annotation(3, 1, -4))
+    with pytest.raises(KirieError, match=r"data\.ignore: \[-4, 1000000000000\]"):
+        truth(tmp_path)
+    assert len(truth(tmp_path, ignore=(-4, 10**12))) == 1
+    with pytest.raises(KirieError, match=r"beside those of data\.ignore: \[7, 3\]"):
+        truth(tmp_path, ignore=(7, 3))
 
 
 def test_pictures_without_objects_are_samples(tmp_path):

@@ -13,6 +13,7 @@ import kirie.data as data_formats
 from kirie.classes import Classes
 from kirie.data import open_dataset
 from kirie.data.folders import FolderDataset, FolderSettings, resize_truth
+from kirie.data.pair_table import PairTable
 from kirie.data.splits import seeded_split
 from kirie.errors import KirieError
 from kirie.masks import Masks
@@ -559,7 +560,7 @@ class _Special:
         self.opened = path, split, task, settings
 
     @staticmethod
-    def recognises(path, task=None):
+    def recognises(path, task=None, settings=None):
         return (path / "special").exists()
 
 
@@ -623,8 +624,6 @@ def test_a_format_can_be_named(tmp_path):
     "settings",
     [
         {"kind": "rle"},
-        {"ignore": (-1,)},
-        {"ignore": (70000,)},
         {"val_fraction": 0.8, "test_fraction": 0.4},
         {"val_fraction": -0.1},
         {"short_side": 0},
@@ -633,6 +632,20 @@ def test_a_format_can_be_named(tmp_path):
 def test_settings_are_checked(settings):
     with pytest.raises(KirieError, match=r"data\.|fraction"):
         FolderSettings(**settings)
+
+
+@pytest.mark.parametrize("number", [-1, 70000])
+def test_numbers_that_no_label_file_holds_cannot_be_ignored(tmp_path, number):
+    _layout_a(tmp_path)
+    with pytest.raises(KirieError, match=rf"data\.ignore holds \[{number}\]; label files hold numbers in 0\.\.65535"):
+        FolderDataset(tmp_path, settings=FolderSettings(ignore=(number,)))
+
+
+def test_the_paths_are_arrays_that_workers_share(tmp_path):
+    _many(tmp_path, ["a", "b", "c"])
+    dataset = pickle.loads(pickle.dumps(FolderDataset(tmp_path)))
+    assert all(isinstance(pairs, PairTable) for pairs in (dataset._pairs, dataset._layout.pairs))
+    assert list(dataset._layout.pairs) == list(FolderDataset.find_layout(tmp_path, FolderSettings(), None).pairs)
 
 
 # Size

@@ -8,7 +8,8 @@ import tifffile
 from PIL import Image
 
 from kirie.data import open_dataset
-from kirie.data.faults import Fault, grouped
+from kirie.data.fault import Fault
+from kirie.data.faults import grouped
 from kirie.data.folders import FolderSettings
 from kirie.data.inspect import inspect_dataset, sheet_samples
 from kirie.errors import KirieError
@@ -215,7 +216,8 @@ def test_empty_object_files_and_tiny_objects(tmp_path):
     mask(folder / "masks" / "2.png", dot)
     faults = inspect_dataset(tmp_path).faults
     assert [fault.kind for fault in faults] == ["object without pixels", "tiny objects"]
-    assert "has 1 file without" in faults[0].what and "has 1 object of fewer" in faults[1].what
+    assert faults[0].severity == "fault" and "has 1 object without a pixel." in faults[0].what
+    assert faults[0].count == 1 and "has 1 object of fewer" in faults[1].what
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -301,6 +303,13 @@ def test_equal_faults_stand_together():
     assert lines[0] == "fault: too blue (25 times)"
     assert lines[1:11] == [f"  {i}.png is blue." for i in range(10)]
     assert lines[11:] == ["  and 15 more", "  mend: Mend it."]
+
+
+def test_a_fault_that_stands_for_many_is_counted():
+    lines = grouped(
+        [Fault("note", "too blue", "a.png is blue.", (), "", 1500), Fault("note", "too blue", "b.", (), "")]
+    )
+    assert lines == ["note: too blue (1,501 times)", "  a.png is blue.", "  b."]
 
 
 def test_sheet_is_spread_and_skips_the_broken(sound):

@@ -141,7 +141,7 @@ def test_task_semantic_and_sizes(tmp_path):
     small = open_dataset(tmp_path, "train", task="semantic", settings=FolderSettings(short_side=20, channels=1))
     assert small[0].image.shape == (20, 30, 1) and np.array_equal(small[0].truth.labels, painted[1::2, 1::2])
     assert small.only("train", own_size=True)[0].image.shape == (*SIZE, 1)
-    with pytest.raises(KirieError, match="no panoptic truth"):
+    with pytest.raises(KirieError, match="kirie reads no panoptic truth yet"):
         open_dataset(tmp_path, task="panoptic")
 
 
@@ -256,6 +256,8 @@ def test_one_folder_for_two_splits(tmp_path):
     assert [len(open_dataset(tmp_path, split)) for split in ("train", "val", None)] == [3, 3, 3]
     found = inspect_dataset(tmp_path)
     assert found.ok and {fault.kind for fault in found.faults} == {"one picture in two splits"}
+    first = str(tmp_path / "images" / "train" / "train0.jpg")
+    assert found.faults[0].files == (first,) and found.faults[0].what == f"{first} is one picture, in train and in val."
 
 
 def test_pictures_without_objects(tmp_path):
@@ -287,10 +289,60 @@ def test_inspect_counts(tmp_path):
     (tmp_path / "images" / "train" / "train1.jpg").write_bytes(b"no picture")
     kinds = {(fault.severity, fault.kind) for fault in inspect_dataset(tmp_path).faults}
     assert kinds == {
-        ("fault", "label file without picture"), ("note", "object without pixels"),
+        ("fault", "label file without picture"), ("fault", "object without pixels"),
         ("fault", "label file cannot be used"), ("fault", "picture cannot be used"),
     }  # fmt: skip
     assert len(open_dataset(tmp_path, "val")[0].truth) == 1
+
+
+def test_objects_without_pixels_are_named_by_their_lines(tmp_path):
+    assert len(truth(tmp_path, SQUARE, *["0 0.5 0.5 0.5 0.5 0.5 0.5"] * 5)) == 1
+    (fault,) = (fault for fault in inspect_dataset(tmp_path).faults if fault.severity == "fault")
+    assert fault.what.endswith("a.txt has 5 objects without a pixel (line 2, line 3, line 4 and 2 more).")
+    assert fault.count == 5 and any("(5 times)" in text for text in inspect_dataset(tmp_path).lines())
+
+
+def test_ignored_classes_are_left_out(tmp_path):
+    lines = [SQUARE, f"1{SQUARE[1:]}", f"2{SQUARE[1:]}", f"70000{SQUARE[1:]}"]
+    found = truth(tmp_path, *lines, ignore=(1, 70000))
+    assert found.classes.names == ("cell", "nut") and found.classes.ids == (0, 2) and found.labels.tolist() == [0, 1]
+    named = FolderSettings(ignore=(0, 70000), classes=("a", "b"))
+    dataset = open_dataset(tmp_path, settings=named)
+    assert dataset[0].truth.classes.names == ("a", "b") and dataset[0].truth.labels.tolist() == [0, 1]
+    inspected = inspect_dataset(tmp_path, settings=named)
+    assert inspected.ok and [entry.instances for entry in inspected.classes] == [1, 1]
+    with pytest.raises(KirieError, match=r"data\.ignore leaves none of its classes: \[0, 1, 2\]"):
+        open_dataset(tmp_path, settings=FolderSettings(ignore=(0, 1, 2)))
+
+
+@pytest.mark.parametrize("values", [{"kind": "ids"}, {"suffix": "_m"}, {"images": "images"}, {"masks": "labels"}])
+def test_settings_that_it_cannot_use_are_refused(tmp_path, values):
+    config(outer(tmp_path))
+    ((entry, value),) = values.items()
+    with pytest.raises(KirieError, match=rf"data\.{entry} is '{value}', for which YOLO has no use.*{entry}="):
+        open_dataset(tmp_path, settings=FolderSettings(**values))
+    assert [fault.kind for fault in inspect_dataset(tmp_path, settings=FolderSettings(**values)).faults] == [
+        "not understood"
+    ]
+
+
+def test_a_whole_disk_is_not_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr("kirie.data.yolo._MOST_OTHERS", 20)
+    config(outer(tmp_path / "home" / "set"))
+    for folder in range(9):
+        for file in range(9):
+            label(tmp_path / "disk" / str(folder) / f"{file}.so", "x")
+    assert len(open_dataset(tmp_path / "home" / "set")) == 5
+    config(tmp_path / "home" / "set", train=str(tmp_path))
+    with pytest.raises(
+        KirieError, match=r"data\.yaml, train: .* holds more than 20 files and folders that are no pict"
+    ):
+        open_dataset(tmp_path / "home" / "set")
+    for i in range(40):  # as many label files as pictures beside them are no reason
+        picture(tmp_path / "set" / "images" / "train" / f"{i}.png", (4, 4))
+        label(tmp_path / "set" / "images" / "train" / f"{i}.txt", SQUARE)
+    config(tmp_path / "set", val=None)
+    assert len(open_dataset(tmp_path / "set")) == 40
 
 
 # What is no YOLO
@@ -321,7 +373,10 @@ def test_what_is_not_taken_for_it(tmp_path):
     ("line", "why"),
     [
         ("0 0.5 0.5 0.2 0.2", r"is a box \(class, centre, width, height\), not a polygon"),
-        ("3 0.1 0.1 0.5 0.1 0.5 0.5", "has the class 3; expected 0 to 2, as 3 names stand"),
+        (
+            "3 0.1 0.1 0.5 0.1 0.5 0.5",
+            "has the class 3; expected a number of `names` in the YAML file, the last of which is 2",
+        ),
         ("-1 0.1 0.1 0.5 0.1 0.5 0.5", "has the class -1"),
         ("0.5 0.1 0.1 0.5 0.1 0.5 0.5", r"has the class 0\.5"),
         ("inf 0.1 0.1 0.5 0.1 0.5 0.5", "not finite"),
@@ -397,7 +452,12 @@ def test_a_marked_text_of_windows(tmp_path):
             "train: nowhere/else\nval: images/none\nnames: [a]\n",
             "leads to no pictures: .*nowhere/else.* looked for below",
         ),
-        ("train: data.yaml\nnames: [a]\n", "leads to no pictures"),
+        (
+            "train: data.yaml\nnames: [a]\n",
+            r"data\.yaml, train: .*data\.yaml is a file; expected a folder .* or a \.txt",
+        ),
+        ("train: images/train\nval: [images/val/val0.jpg]\nnames: [a]\n", r", val: .*val0\.jpg is a file; expected"),
+        ("train: " + "a/" * 400000 + "\nnames: [a]\n", "leads to no pictures"),
         ("train:\nnames: [a]\n", "names no split"),
         ("path: /content/x\ntrain: gone\nnames: [a]\n", "looked for below .*Give folders from there"),
         ("train: labels\nnames: [a]\n", "leads to no pictures"),

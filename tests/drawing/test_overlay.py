@@ -69,15 +69,17 @@ def test_contours_are_darker_lie_inside_and_one_pixel_deep():
     assert (lined[expected].sum(1) < 0.6 * bare[expected].sum(1)).all()
 
 
-def test_every_object_has_its_own_colour_the_first_that_of_its_class_and_the_small_on_top():
+def test_every_object_has_its_own_colour_the_first_that_of_its_class_and_the_sure_on_top():
     drawn = np.asarray(draw(two_coins(), grey_picture(), boxes=False, **PLAIN))
     first, second = drawn[7, 7], drawn[28, 40]
     assert tuple(first) == (220, 120, 20)
     assert np.abs(first.astype(int) - second).sum() > 60
-    assert (drawn[15, 20] == first).all(), "of 400 pixels, over 600"
+    assert (drawn[15, 20] == first).all(), "the surer"
     assert (drawn[0, 0] == 120).all()
     swapped = np.asarray(draw(two_coins(scores=(0.7, 0.95)), grey_picture(), boxes=False, **PLAIN))
-    assert (swapped[15, 20] == swapped[7, 7]).all(), "whichever is surer"
+    assert (swapped[15, 20] == swapped[28, 40]).all(), "the surer"
+    equal = np.asarray(draw(two_coins(scores=(0.7, 0.7)), grey_picture(), boxes=False, **PLAIN))
+    assert (equal[15, 20] == equal[7, 7]).all(), "of 400 pixels, over 600"
 
 
 def test_object_colours_differ_and_stay_near_their_class_when_there_are_many():

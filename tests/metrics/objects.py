@@ -5,10 +5,15 @@ from dataclasses import replace
 
 import numpy as np
 
-from kirie.boxes import from_xywh
 from kirie.classes import Classes
 from kirie.masks import Crop, Masks
 from kirie.results import Instances
+
+
+def corners(rows):
+    """The boxes (N, 4) `xyxy` of annotations."""
+    sides = (annotation["bbox"] for annotation in rows)
+    return np.array([(x, y, x + width, y + height) for x, y, width, height in sides], np.float32).reshape(-1, 4)
 
 
 def coco_truths(path):
@@ -29,7 +34,7 @@ def coco_truths(path):
             items += made.items
         truths.append(
             Instances(
-                from_xywh(np.array([a["bbox"] for a in rows], np.float32).reshape(-1, 4)),
+                corners(rows),
                 np.array([ids.index(a["category_id"]) for a in rows], np.int64),
                 np.ones(len(rows), np.float32),
                 Masks(size, tuple(items)),

@@ -19,9 +19,9 @@ from scipy.optimize import linear_sum_assignment
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.masks import Crop, Masks
+from kirie.matches import matched
 from kirie.metrics import InstanceMetric
-from kirie.metrics.matching import IOUS
-from kirie.pairs import pair_up
+from kirie.metrics.matching import IOUS, Matching
 from kirie.results import Instances
 
 CLASSES = Classes(("cat", "dog", "cow"))
@@ -250,10 +250,10 @@ def test_matches_are_those_of_stardist(seed):
 
 def test_the_assignment_has_most_pairs_not_the_best_first():
     ious = np.array([[0.9, 0.6], [0.6, 0.0]])
-    pairs = pair_up(ious, np.zeros(2, bool), 0.5)
+    pairs = matched(ious, np.zeros(2, bool), 0.5)
     assert sorted(zip(pairs.results.tolist(), pairs.truths.tolist(), strict=True)) == [(0, 1), (1, 0)]
     assert not pairs.false.any() and not pairs.missed.any()
-    assert pair_up(ious, np.zeros(2, bool), 0.7).missed.tolist() == [False, True]
+    assert matched(ious, np.zeros(2, bool), 0.7).missed.tolist() == [False, True]
 
 
 def test_most_pairs_by_trying_all():
@@ -264,9 +264,20 @@ def test_most_pairs_by_trying_all():
         wide = ious if ious.shape[0] <= ious.shape[1] else ious.T
         for columns in itertools.permutations(range(wide.shape[1]), len(wide)):
             best = max(best, sum(wide[row, column] >= 0.6 for row, column in enumerate(columns)))
-        pairs = pair_up(ious, np.zeros(ious.shape[1], bool), 0.6)
+        pairs = matched(ious, np.zeros(ious.shape[1], bool), 0.6)
         assert len(pairs.results) == best == len(set(pairs.truths)) and (ious[pairs.results, pairs.truths] >= 0.6).all()
         assert pairs.false.sum() == len(ious) - best and pairs.missed.sum() == ious.shape[1] - best
+
+
+@pytest.mark.parametrize("names", [("cat",), ("cat", "dog")])
+def test_one_class_is_matched_once(monkeypatch, names):
+    asked = []
+    plain = Matching.of
+    monkeypatch.setattr(Matching, "of", lambda *a, **k: asked.append(k["within_class"]) or plain(*a, **k))
+    truth = objects_at([(2, 2), (30, 30)], classes=Classes(names))
+    report = metric_of([(truth[:1], truth)], Classes(names)).compute()
+    assert asked == ([True] if len(names) == 1 else [True, False])
+    assert report.matching.counts[0].tolist() == report.matching_by_class.counts[0, 0].tolist() == [1, 0, 1]
 
 
 def test_low_scores_enter_ap_and_nothing_else():

@@ -6,7 +6,15 @@ import torch
 from torch.nn import functional as F
 
 from kirie.masks import Masks
-from kirie.models.parts.pasting import area_matrix, box_matrix, cut_mask, cut_masks, resize_matrix, shrunk
+from kirie.models.parts.pasting import (
+    area_matrix,
+    box_matrix,
+    cut_mask,
+    cut_masks,
+    resize_matrix,
+    resized_twice,
+    shrunk,
+)
 
 
 def blobs(count, height, width, seed=0):
@@ -31,6 +39,14 @@ def test_steps_of_resizing_multiply():
     rows = resize_matrix(90, 37) @ resize_matrix(40, 10)[:37]
     columns = resize_matrix(71, 45) @ resize_matrix(48, 12)[:45]
     np.testing.assert_array_equal(cut_masks(maps, rows, columns).dense(), expected.numpy())
+
+
+@pytest.mark.parametrize("pixels", [90, 37, 20, 1])
+def test_two_steps_of_resizing_are_their_product(pixels):
+    first = resize_matrix(40, 10)[:37]
+    np.testing.assert_allclose(resized_twice(pixels, 37, first), resize_matrix(pixels, 37) @ first, atol=1e-7)
+    one = resize_matrix(4, 1)[:1]
+    np.testing.assert_array_equal(resized_twice(pixels, 1, one), np.ones((pixels, 1), np.float32))
 
 
 def test_masks_of_boxes_are_those_of_grid_sample():

@@ -13,7 +13,7 @@ from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.masks import Masks
 from kirie.models.file import load, save
-from kirie.models.parts.dynamic_masks import extents, mask_facts, mask_logits, matrix_nms, point_nms
+from kirie.models.parts.dynamic_masks import mask_facts, mask_logits, matrix_nms, point_nms
 from kirie.models.parts.grid_cells import TaughtCells, category_loss
 from kirie.models.parts.pasting import on_cells
 from kirie.models.solov2 import CELL, SOLOv2, SOLOv2Raw
@@ -282,12 +282,13 @@ def test_dynamic_kernels_are_convolutions_and_facts_do_not_depend_on_strips(size
     assert mask_logits(features, kernels[:0], size).shape == (0, 20, 15)
 
 
-def test_extents_are_tight():
-    maps = torch.zeros(3, 10, 12)
-    maps[0, 2:5, 3:9] = 0.6
-    maps[1, 9, 11] = 1
-    assert extents(maps).tolist() == [[3, 2, 9, 5], [11, 9, 12, 10], [0, 0, 0, 0]]
-    assert extents(maps[:0]).shape == (0, 4)
+def test_boxes_of_masks_are_tight_in_strips_as_well():
+    features = torch.full((4, 10, 12), -5.0)
+    features[0, 2:5, 3:9] = features[1, 9, 11] = features[3, 0:10, 0] = 5
+    for parts in (1, 3, 10):
+        found = mask_facts(features, torch.eye(4), parts=parts).boxes
+        assert found.tolist() == [[3, 2, 9, 5], [11, 9, 12, 10], [0, 0, 0, 0], [0, 0, 1, 10]]
+        assert mask_facts(features, torch.eye(4)[:0], parts=parts).boxes.shape == (0, 4)
 
 
 @torch.no_grad()
@@ -431,7 +432,7 @@ def test_encoders_of_any_kind(encoder):
         ({"max_positives": 0}, "max_positives must be"),
         ({"max_detections": 1.5}, "max_detections must be"),
         ({"least_cells": -1}, "least_cells must be"),
-        ({"score_threshold": 1.0}, "score_threshold must be"),
+        ({"score_threshold": 1.1}, "score_threshold must be"),
         ({"update_threshold": "no"}, "update_threshold must be"),
         ({"mean": [0.5, "a", 0.5]}, "mean must be"),
         ({"encoder": "nothing"}, "no encoder called"),
@@ -444,5 +445,5 @@ def test_wrong_arguments_are_refused(arguments, message):
 
 def test_truths_of_another_size_than_the_pictures_are_refused():
     model = build()
-    with pytest.raises(KirieError, match=r"size \(32, 64\), the pictures have \(64, 64\)"):
+    with pytest.raises(KirieError, match=r"size \(32, 64\), the pictures \(64, 64\)"):
         model.loss(model(torch.rand(1, 3, 64, 64)), [truth_of([(1, 1, 9, 9)], (32, 64))])

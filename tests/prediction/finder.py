@@ -33,7 +33,10 @@ class Finder(InstanceModel):
     def loss(self, raw, truths):
         raise NotImplementedError
 
-    def decode_tensors(self, raw, size):
+    def choose(self, raw, size):
+        raise NotImplementedError
+
+    def maps(self, raw, sources):
         raise NotImplementedError
 
     @staticmethod

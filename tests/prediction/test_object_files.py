@@ -2,6 +2,7 @@
 
 import json
 import resource
+import tracemalloc
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from kirie.classes import Classes
+from kirie.coco_words import category_ids
 from kirie.errors import KirieError
 from kirie.files import growing_file
 from kirie.masks import Crop, Masks
-from kirie.prediction.object_files import category_ids, yolo_labels
+from kirie.prediction.naming import read_listing
+from kirie.prediction.object_files import yolo_labels
+from kirie.prediction.picture_files import Predicted, Run, save_ids
+from kirie.prediction.predict_files import predict_files
 from kirie.prediction.predictor import Predictor
-from kirie.prediction.save import predict_files
-from kirie.prediction.writers import Predicted, Run, save_ids
 from kirie.results import Instances
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of pycocotools
@@ -44,7 +47,7 @@ def write(name, seed=0, size=(60, 80)):
 
 
 def run(inputs, kinds, out="out", **options):
-    predictor = Predictor(Finder(), device="cpu", most=500)
+    predictor = Predictor(Finder(), device="cpu", max_detections=500)
     return list(predict_files(predictor, inputs, out, kinds=kinds, **options))
 
 
@@ -121,6 +124,36 @@ def test_no_category_is_called_0():
     assert category_ids(Classes(("a", "b"))) == (1, 2) and category_ids(CLASSES) == (7, 3, 90)
 
 
+def test_categories_have_the_ids_of_the_file_by_their_names():
+    truth = write("a.png")
+    ids = {"blue": 0, "green": 1, "a": 2, "red cell ": 3}  # as tools write them that count from 0
+    data = {
+        "images": [{"id": 5, "file_name": "a.png"}],
+        "categories": [{"id": i, "name": n} for n, i in ids.items()],
+    }
+    Path("val.json").write_text(json.dumps(data))
+    run(["a.png"], ["coco"], images="val.json")
+    own = [{"red cell": 3, "green": 1, "blue": 0}[CLASSES.names[label]] for label in truth.labels]
+    assert [entry["category_id"] for entry in read("out/results.json")] == own
+    assert {c["name"]: c["id"] for c in read("out/images.json")["categories"]} == {"red cell": 3, "green": 1, "blue": 0}
+    data["categories"].pop(0)
+    Path("val.json").write_text(json.dumps(data))
+    with pytest.raises(KirieError, match=r"val\.json lists no category called blue; give the file"):
+        run(["a.png"], ["coco"], images="val.json")
+
+
+def test_of_a_file_of_ids_only_the_pictures_at_hand_are_kept(monkeypatch):
+    monkeypatch.setattr("kirie.reading.json_stream.CHUNK", 2**14)
+    rows = ({"id": i, "file_name": f"{i}.png", "height": 60, "width": 80} for i in range(6_000))
+    Path("all.json").write_text(json.dumps({"annotations": [[0] * 1000] * 50, "images": list(rows)}))
+    tracemalloc.start()
+    listing = read_listing("all.json", [Path("x/77.png")], CLASSES)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert listing.images == {"77.png": {77}} and listing.categories is None
+    assert peak < Path("all.json").stat().st_size, "json.load takes some four times as much as the file"
+
+
 def test_names_that_are_numbers_are_the_ids():
     for name in ("000000000139.png", "x/000000000009.png"):
         write(name)
@@ -137,13 +170,14 @@ def test_names_that_are_numbers_are_the_ids():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("[]", "does not list pictures"),
+        ("[]", "no sound JSON"),
         ('{"images": [{"id": "7", "file_name": "a.png"}]}', "does not list pictures"),
         ('{"images": [{"id": 7}]}', "does not list pictures"),
-        ("{", "does not list pictures"),
-        ("[" * 100_000, "does not list pictures"),
+        ("{", "no sound JSON"),
+        ("[" * 100_000, "no sound JSON"),
         ('{"images": [{"id": 7, "file_name": "b.png"}]}', "no picture called a.png"),
-        ('{"images": [{"id": 7, "file_name": "x/a.png"}, {"id": 8, "file_name": "y/a.png"}]}', "several pictures"),
+        ('{"images": [{"id": 7, "file_name": "x/a.png"}, {"id": 8, "file_name": "y/a.png"}]}', "more than one picture"),
+        ('{"images": [{"id": 7, "file_name": "a.png"}], "categories": ["a"]}', "does not list pictures"),
     ],
 )
 def test_a_file_that_does_not_tell_the_ids(text, told):
@@ -193,10 +227,53 @@ def test_an_object_of_several_parts_is_one_line():
     bits[24:30, 10:20] = bits[26, 30] = False
     masks = Masks.from_dense(np.stack([bits, np.zeros_like(bits), ~bits]))
     result = Instances.from_masks(masks, [2, 0, 1], CLASSES)
-    with yolo_labels(Run(Path("out"), CLASSES, 3)) as write_one:
+    with yolo_labels(Run(Path("out"), CLASSES, 3, CLASSES.ids)) as write_one:
         write_one(Predicted(Path("a.png"), "a", "a.png", 1, np.zeros((40, 50, 3), np.uint8), result))
     (one, first), (other, second) = yolo_masks("out/a.txt", (40, 50))
     assert (one, other) == (2, 1) and np.array_equal(first, bits) and np.array_equal(second, ~bits)
+
+
+def test_the_names_of_the_classes_are_written_last():
+    for name in ("a.png", "b.png"):
+        write(name)
+    Path("out").mkdir()
+    Path("out/data.yaml").write_text("names: {0: earlier}\n")
+    outcomes = predict_files(Predictor(Finder(), device="cpu"), ["a.png", "b.png"], "out", kinds=["yolo"])
+    next(outcomes)
+    assert Path("out/data.yaml").read_text() == "names: {0: earlier}\n"
+    assert len(list(outcomes)) == 1
+    assert yaml.safe_load(Path("out/data.yaml").read_text())["names"][0] == "red cell"
+
+
+@pytest.mark.parametrize("text", ["train: images/train\nnames: [a]\n", "- a\n", "a: {", "", "n" * 2**21])
+def test_the_description_of_a_data_set_is_not_replaced(text):
+    write("images/a.png")
+    Path("data.yaml").write_text(text)
+    with pytest.raises(KirieError, match=r"data\.yaml"):
+        run(["images"], ["yolo"], out=".")
+    assert files_in(".") == ["data.yaml", "images/a.png"] and Path("data.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("picture", "label", "kind"),
+    [
+        ("data/images/val/a.png", "data/labels/val/a.txt", "yolo"),
+        ("data/val/images/a.png", "data/val/labels/a.txt", "yolo"),
+        ("data/a.png", "data/a.txt", "yolo"),
+        ("data/images/a.png", "data/masks/a.png", "labels"),
+        ("data/JPEGImages/a.png", "data/SegmentationObject/a.png", "labels"),
+        ("data/images/val/a.png", "data/masks/val/a_ids.png", "ids"),
+    ],
+)
+def test_the_label_of_a_picture_is_not_replaced(picture, label, kind):
+    write(picture)
+    Path(label).parent.mkdir(parents=True, exist_ok=True)
+    assert [o.error for o in run([picture], [kind], out=Path(label).parent)] == [None], "where there is none it is made"
+    Path(label).write_text("mine")
+    with pytest.raises(KirieError, match=f"would replace its label {label}; choose another folder"):
+        run([picture], [kind], out=Path(label).parent)
+    assert Path(label).read_text() == "mine"
+    assert [outcome.error for _ in range(2) for outcome in run([picture], [kind], out="cut")] == [None, None]
 
 
 # Id maps, label maps, cut-outs
@@ -278,7 +355,7 @@ def test_a_run_that_is_broken_off_leaves_earlier_files_and_no_half_ones():
     outcomes = predict_files(Predictor(Finder(), device="cpu"), ["*.png"], "out", kinds=["coco", "csv", "yolo"])
     next(outcomes)
     outcomes.close()
-    assert files_in("out") == ["0.txt", "data.yaml", "results.json"]
+    assert files_in("out") == ["0.txt", "results.json"]
     assert Path("out/results.json").read_text() == "earlier"
 
 

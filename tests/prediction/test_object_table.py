@@ -14,8 +14,8 @@ from skimage.measure import regionprops_table
 
 from kirie.masks import Crop, Masks
 from kirie.prediction.object_table import columns, measured
+from kirie.prediction.predict_files import predict_files
 from kirie.prediction.predictor import Predictor
-from kirie.prediction.save import predict_files
 
 WORDS = {"picture", "label", "class", "score"}
 
@@ -85,7 +85,7 @@ def table(path):
 
 
 def run(inputs, channels=3, **options):
-    predictor = Predictor(Finder(channels, CLASSES if channels == 3 else 1), device="cpu", most=500)
+    predictor = Predictor(Finder(channels, CLASSES if channels == 3 else 1), device="cpu", max_detections=500)
     return list(predict_files(predictor, inputs, "out", kinds=["csv"], **options))
 
 

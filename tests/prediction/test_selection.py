@@ -39,10 +39,10 @@ def rows(result):
         ({"threshold": 1.0}, []),
         ({"classes": ["green"]}, [1, 3]),
         ({"classes": ("blue", "red cell", "blue")}, [0, 2, 4]),
-        ({"most": 1}, [1]),
-        ({"most": 3}, [1, 2, 4]),
-        ({"most": 99}, [0, 1, 2, 3, 4]),
-        ({"threshold": 0.3, "classes": ["green", "red cell"], "most": 2}, [1, 4]),
+        ({"max_detections": 1}, [1]),
+        ({"max_detections": 3}, [1, 2, 4]),
+        ({"max_detections": 99}, [0, 1, 2, 3, 4]),
+        ({"threshold": 0.3, "classes": ["green", "red cell"], "max_detections": 2}, [1, 4]),
     ],
 )
 def test_the_objects_that_are_kept(wishes, expected):
@@ -50,7 +50,7 @@ def test_the_objects_that_are_kept(wishes, expected):
 
 
 def test_nothing_can_be_chosen_from():
-    assert len(select(five()[:0], threshold=0.5, classes=["blue"], most=3)) == 0
+    assert len(select(five()[:0], threshold=0.5, classes=["blue"], max_detections=3)) == 0
 
 
 @pytest.mark.parametrize(
@@ -58,8 +58,8 @@ def test_nothing_can_be_chosen_from():
     [
         ({"threshold": 50}, "from 0 to 1, got 50"),
         ({"threshold": float("nan")}, "from 0 to 1"),
-        ({"most": 0}, "from 1 on, got 0"),
-        ({"most": 2.5}, "got 2.5"),
+        ({"max_detections": 0}, "from 1 on, got 0"),
+        ({"max_detections": 2.5}, "got 2.5"),
         ({"classes": "green"}, "list of names"),
         ({"classes": []}, "list of names"),
         ({"classes": ["grene"]}, "'grene'; the classes are red cell, green, blue"),
@@ -88,7 +88,7 @@ def test_a_predictor_keeps_all_and_predict_what_is_worth_showing():
     assert len(Predictor(model, device="cpu")([picture])[0]) == len(everything)
     assert len(kirie.predict(model, picture, device="cpu")) == len(everything) - low
     assert len(kirie.predict(model, picture, device="cpu", threshold=0)) == len(everything)
-    chosen = kirie.predict(model, picture, device="cpu", threshold=0.4, keep=["green"], most=2)
+    chosen = kirie.predict(model, picture, device="cpu", threshold=0.4, classes=["green"], max_detections=2)
     assert (
         chosen.labels.tolist() == [1, 1]
         and chosen.scores.tolist() == sorted(everything.scores[everything.labels == 1].tolist(), reverse=True)[:2]
@@ -102,14 +102,14 @@ def test_most_raises_a_lower_limit_of_the_model_for_this_run_alone():
     model = Finder(max_detections=3)
     before = Predictor(model, device="cpu")
     assert len(before([picture])[0]) == 3
-    more = Predictor(model, device="cpu", most=count - 1)
+    more = Predictor(model, device="cpu", max_detections=count - 1)
     assert len(more([picture])[0]) == count - 1
     assert more.model.weight is model.weight, "no second copy of the weights"
     assert len(before([picture])[0]) == 3 and model.max_detections == 3
-    assert len(Predictor(Finder(), device="cpu", most=2)([picture])[0]) == 2
+    assert len(Predictor(Finder(), device="cpu", max_detections=2)([picture])[0]) == 2
 
 
-@pytest.mark.parametrize("wishes", [{"threshold": 0.5}, {"keep": ["red"]}, {"most": 3}])
+@pytest.mark.parametrize("wishes", [{"threshold": 0.5}, {"classes": ["red"]}, {"max_detections": 3}])
 def test_a_semantic_model_has_no_objects_to_choose(wishes):
     picture = areas_picture()
     with pytest.raises(KirieError, match="'semantic', finds no objects"):
@@ -119,7 +119,7 @@ def test_a_semantic_model_has_no_objects_to_choose(wishes):
 
 def test_a_wrong_wish_is_told_before_the_first_picture():
     with pytest.raises(KirieError, match="'purple'"):
-        Predictor(Finder(), device="cpu", keep=["purple"])
+        Predictor(Finder(), device="cpu", classes=["purple"])
 
 
 def test_a_sheet_shows_what_is_worth_showing(monkeypatch):
@@ -170,7 +170,7 @@ def test_the_command_line_chooses_alike(here, capsys):
         (("--threshold", "200"), "from 0 to 1"),
         (("--max-detections", "0"), "from 1 on"),
         (("--save", "scores"), "use labels, overlay, ids, csv, coco, yolo, cutouts"),
-        (("--save", "coco", "--image-ids", "no.json"), "Cannot read no.json"),
+        (("--save", "coco", "--image-ids", "no.json"), "no.json cannot be read"),
     ],
 )
 def test_what_is_typed_wrongly_is_told_in_a_sentence(here, capsys, words, told):

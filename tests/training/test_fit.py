@@ -247,10 +247,11 @@ def test_without_patience_it_goes_on(recipe_for, tmp_path, monkeypatch):
     assert (run.best, len(run.history)) == (0.6, 5)
 
 
-def test_no_score_at_all(recipe_for, tmp_path, monkeypatch):
+def test_without_any_score_the_last_weights_are_kept(recipe_for, tmp_path, monkeypatch):
     scripted(monkeypatch, [math.nan, math.nan])
     run = fit(recipe_for(epochs=2), tmp_path / "run")
-    assert (run.finished, run.best, run.model) == (True, None, None)
+    assert (run.finished, run.best) == (True, None)
+    assert load(run.model).task == "semantic"
 
 
 def test_validate_every_and_at_the_end(recipe_for, tmp_path):

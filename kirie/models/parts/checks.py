@@ -24,6 +24,19 @@ def check_dropout(value: object, name: str = "dropout") -> None:
         raise KirieError(f"{name} must be a number from 0 to below 1, got {value!r:.80}.")
 
 
+def check_share(name: str, value: object) -> None:
+    """Raises `KirieError` unless `value` is a number from 0 to 1, both of which are allowed."""
+    if type(value) not in (int, float) or not 0 <= value <= 1:  # type: ignore[operator]
+        raise KirieError(f"{name} must be a number from 0 to 1, got {value!r:.80}.")
+
+
+def check_numbers(name: str, row: object) -> tuple[float, ...]:
+    """A row of numbers above 0 and below a million, at least one, as a tuple; raises `KirieError` otherwise."""
+    if not isinstance(row, list | tuple) or not row or not all(type(v) in (int, float) and 0 < v < 1e6 for v in row):
+        raise KirieError(f"{name} must be one number above 0 or more, got {row!r:.80}.")
+    return tuple(row)
+
+
 def check_pixels(mean: object, std: object) -> None:
     """Raises `KirieError` unless each is None or finite numbers, one per channel, those of the deviation above 0."""
     for name, row in (("mean", mean), ("std", std)):

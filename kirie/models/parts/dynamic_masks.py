@@ -25,11 +25,13 @@ class MaskFacts(NamedTuple):
         areas: (N,) cells of each.
         certainty: (N,) mean probability of these cells, 0 for a mask without any.
         overlaps: (N, N) cells that two have in common.
+        boxes: (N, 4) `xyxy` in cells, zeros for a mask without any.
     """
 
     areas: Tensor
     certainty: Tensor
     overlaps: Tensor
+    boxes: Tensor
 
 
 def mask_logits(features: Tensor, kernels: Tensor, size: int = 1) -> Tensor:
@@ -50,13 +52,18 @@ def mask_facts(features: Tensor, kernels: Tensor, size: int = 1, *, parts: int =
     height, around = features.shape[1], _surrounded(features, size)
     areas = total = kernels.new_zeros(kernels.shape[0])
     overlaps = areas[:, None] * areas
+    rows, columns = [], []  # which of them each mask uses
     for top, bottom in pairwise([height * part // parts for part in range(parts + 1)]):
         soft = _rows(around, kernels, size, top, bottom).sigmoid().flatten(1)
         inside = (soft > MASK).to(soft)
+        used = inside.reshape(-1, bottom - top, features.shape[2])
+        rows.append(used.amax(2))
+        columns.append(used.amax(1))
         areas = areas + inside.sum(1)
         total = total + (soft * inside).sum(1)
         overlaps = overlaps + inside @ inside.T
-    return MaskFacts(areas, total / areas.clamp(min=1), overlaps)
+    boxes = _extents(torch.cat(rows, 1) > 0, torch.stack(columns).amax(0) > 0)
+    return MaskFacts(areas, total / areas.clamp(min=1), overlaps, boxes.to(areas))
 
 
 def point_nms(scores: Tensor) -> Tensor:
@@ -81,17 +88,15 @@ def matrix_nms(scores: Tensor, labels: Tensor, areas: Tensor, overlaps: Tensor) 
     return scores * torch.exp(SIGMA * (worst**2 - iou**2)).amin(0)
 
 
-def extents(maps: Tensor) -> Tensor:
-    """Boxes (N, 4) `xyxy`, in cells, of what lies above `MASK` in maps (N, h, w); zeros where nothing does."""
-    inside = maps > MASK
+def _extents(rows: Tensor, columns: Tensor) -> Tensor:
+    """Boxes (N, 4) `xyxy` of masks of which these rows (N, h) and columns (N, w) are used; zeros where none is."""
     sides = []
-    for axis in (1, 2):
-        used = inside.any(axis)  # (N, w), (N, h)
-        place = torch.arange(used.shape[1], device=maps.device)
+    for used in (columns, rows):
+        place = torch.arange(used.shape[1], device=used.device)
         last = torch.where(used, place + 1, 0).amax(1)
         sides.append((torch.where(used, place, used.shape[1]).amin(1).minimum(last), last))
     (left, right), (top, bottom) = sides
-    return torch.stack([left, top, right, bottom], 1).to(maps)
+    return torch.stack([left, top, right, bottom], 1)
 
 
 def _surrounded(features: Tensor, size: int) -> Tensor:

@@ -53,12 +53,10 @@ class TaughtCells(NamedTuple):
         """
         single = truth.singles()
         masks = _framed(single.masks, frame)
-        crowds = []
-        if truth.crowd is not None:
-            crowded = _framed(truth.masks[truth.crowd], frame)
-            for index, label in enumerate(truth.labels[truth.crowd].tolist()):
-                shares = [shrunk(crowded[index], (grid, grid)).ravel() for grid in grids]
-                crowds.append((label, np.concatenate(shares) > 0))
+        crowds, crowded = [], _framed(truth.masks[truth.crowd], frame)
+        for index, label in enumerate(truth.labels[truth.crowd].tolist()):
+            shares = [shrunk(crowded[index], (grid, grid)).ravel() for grid in grids]
+            crowds.append((label, np.concatenate(shares) > 0))
         return cls(_owners(masks, single.boxes, frame, grids, ranges), single.labels, masks, crowds)
 
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kirie import boxes as box_maths
 from kirie.classes import Classes
 from kirie.errors import KirieError
-from kirie.masks import Masks
+from kirie.masks import Crop, Masks
 from kirie.models.contract import SegmentationModel
+from kirie.models.parts.encoder import Encoder
 from kirie.results import Instances, Result
+
+AT_ONCE = 32  # objects whose maps are held at a time
 
 
 class Detections(NamedTuple):
@@ -37,15 +42,46 @@ class Detections(NamedTuple):
     seen: Tensor
 
 
+def padded(x: Tensor, divisor: int) -> Tensor:
+    """Normalised pictures (B, C, H, W) with zeros, the mean colour, to the right and below up to multiples of a number.
+
+    To two of them a side at least, as batch norm cannot learn from a map of one cell.
+    """
+    down, right = (max(-(-side // divisor), 2) * divisor - side for side in x.shape[-2:])
+    return F.pad(x, (0, right, 0, down)) if down or right else x
+
+
+class Chosen(NamedTuple):
+    """The objects of one picture before their maps are made.
+
+    Attributes:
+        boxes: as in `Detections`, like `labels`, `scores` and `seen`.
+        labels: (N,).
+        scores: (N,).
+        sources: (N, ...) each, what a map is made of besides the network's outputs.
+        seen: (2,).
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+    sources: tuple[Tensor, ...]
+    seen: Tensor
+
+
 class InstanceModel(SegmentationModel):
-    """A model that gives Instances; a subclass writes `forward`, `loss`, `decode_tensors` and `cut`.
+    """A model that gives Instances; a subclass writes `forward`, `loss`, `choose`, `maps` and `cut`.
+
+    What `forward` gives has the field `seen`, (B, 2) int64, H and W of the pictures without padding.
 
     Attributes:
         shown_threshold: the score from which on its objects are worth showing to a person.
+        max_detections: most objects of a picture.
     """
 
     task = "instance"
     shown_threshold: float
+    max_detections: int
 
     def __init__(
         self,
@@ -63,11 +99,25 @@ class InstanceModel(SegmentationModel):
             classes = Classes(names, things=(True,) * classes)
         super().__init__(in_channels, classes, arguments, mean=mean, std=std)
 
-    def own_truths(self, truths: Sequence[Result], count: int) -> list[Instances]:
+    def levels(self) -> Sequence[Sequence[nn.Module]]:
+        """The encoder's levels, then all the rest; see `SegmentationModel.levels`."""
+        encoder = getattr(self, "encoder", None)
+        if not isinstance(encoder, Encoder):
+            return super().levels()
+        rest = [child for child in self.children() if child is not encoder]
+        return [*(level for level in encoder.levels() if level), rest]
+
+    def own_truths(self, truths: Sequence[Result], count: int, seen: tuple[int, int] | None = None) -> list[Instances]:
         """The truths of a batch of `count` pictures, checked.
 
+        Args:
+            truths: of the batch.
+            count: of the pictures.
+            seen: (H, W) of the pictures without padding; None where the network saw them at another size than theirs.
+
         Raises:
-            KirieError: when there are more or fewer, they are no instances of the model's classes, or differ in size.
+            KirieError: when there are more or fewer, they are no instances of the model's classes, or differ in size
+                from one another or from the pictures.
         """
         found = [truth for truth in truths if isinstance(truth, Instances)]
         wrong = {type(truth).__name__ for truth in truths if not isinstance(truth, Instances)}
@@ -78,19 +128,45 @@ class InstanceModel(SegmentationModel):
         sizes = {truth.size for truth in found}
         if len(sizes) > 1:
             raise KirieError(f"The truths of a batch must have one size, got {sorted(sizes)}.")
+        if seen is not None and sizes - {seen}:
+            raise KirieError(f"The truths have the size {found[0].size}, the pictures {seen}; they must be the same.")
         top = max((int(truth.labels.max()) for truth in found if len(truth)), default=0)
         if top >= len(self.classes):
             raise KirieError(f"The truths have the class id {top}; the model knows 0..{len(self.classes) - 1}.")
         return found
 
+    def giving(self, most: int) -> Self:
+        """The same model with limits that let it give `most` objects of a picture; none of its limits is lowered.
+
+        It is another object, of the same parts and weights, so that the limits of this one stay. A subclass with other
+        limits on the way to its objects raises them too, to twice as many, as some of them are the same object.
+        """
+        more = copy.copy(self)
+        more.max_detections = max(self.max_detections, most)
+        return more
+
     @abstractmethod
+    def choose(self, raw: Any, size: Tensor) -> Chosen:
+        """The objects of one picture without their maps; arguments as of `decode_tensors`."""
+
+    @abstractmethod
+    def maps(self, raw: Any, sources: tuple[Tensor, ...]) -> Tensor:
+        """The maps (N, h, w) of objects, float probabilities, out of their `sources`; `raw` of one picture."""
+
+    @torch.no_grad()
     def decode_tensors(self, raw: Any, size: Tensor) -> Detections:
-        """The objects of one picture, without leaving tensors, so that exports hold the very same steps.
+        """The objects of one picture, without leaving tensors: `decode` takes the very same steps.
+
+        An export of it is for pictures of one fixed size: sides of maps are counted while it is traced. How many
+        objects there are may differ from picture to picture.
 
         Args:
             raw: of one picture: every tensor has a batch axis of length 1.
             size: (2,) int64, the H and W for which boxes are wanted.
         """
+        with torch.autocast(self.mean.device.type, enabled=False):
+            chosen = self.choose(raw, size)
+            return Detections(*chosen[:3], self.maps(raw, chosen.sources), chosen.seen)
 
     @abstractmethod
     def cut(
@@ -105,27 +181,62 @@ class InstanceModel(SegmentationModel):
         """The objects of each picture at the sizes (H, W) asked for, the highest score first.
 
         Objects have one score each; `scores`, for probabilities per pixel, changes nothing.
+
+        Raises:
+            KirieError: when there are more or fewer sizes than pictures, or the network's outputs are NaN.
         """
-        found = []
-        for index, (height, width) in enumerate(sizes):
-            one = type(raw)(*(_of_picture(part, index) for part in raw))
-            size = torch.tensor([height, width], device=self.mean.device)
-            found.append(self.as_instances(self.decode_tensors(one, size), (height, width)))
-        return found
+        if len(sizes) != len(raw.seen):
+            raise KirieError(f"There must be one size per picture, got {len(sizes)} for {len(raw.seen)}.")
+        if _has_nan(raw):
+            raise KirieError(
+                "The network's outputs are NaN: its weights or the picture are, or half precision overflowed; look at "
+                "the weights, or predict in float32."
+            )
+        with torch.no_grad(), torch.autocast(self.mean.device.type, enabled=False):
+            return [self._decoded(_of_picture(raw, index), (size[0], size[1])) for index, size in enumerate(sizes)]
+
+    def _decoded(self, raw: Any, size: tuple[int, int]) -> Instances:
+        """The objects of one picture: its maps are made and cut some at a time, as all of them may be gigabytes."""
+        chosen = self.choose(raw, torch.tensor(size, device=self.mean.device))
+        masks: list[Crop | bytes] = []
+        for start in range(0, len(chosen.boxes), AT_ONCE):
+            some = slice(start, start + AT_ONCE)
+            maps = self.maps(raw, tuple(part[some] for part in chosen.sources))
+            masks += self._masks(chosen.boxes[some], maps, chosen.seen, size).items
+        return self.instances(chosen.boxes, chosen.labels, chosen.scores, Masks(size, tuple(masks)))
 
     def as_instances(self, found: Detections, size: tuple[int, int]) -> Instances:
         """Detections for a picture of `size` (H, W) as compact instances."""
-        boxes, labels, scores, maps = (part.detach().cpu().numpy() for part in found[:4])
-        height, width = found.seen.tolist()
-        masks = self.cut(boxes, maps, (int(height), int(width)), size)
-        kept = box_maths.clip(boxes, size)
-        return Instances(kept, labels, np.clip(scores.astype(np.float32), 0, 1), masks, size, self.classes)
+        return self.instances(*found[:3], self._masks(found.boxes, found.maps, found.seen, size))
+
+    def instances(self, boxes: Tensor, labels: Tensor, scores: Tensor, masks: Masks) -> Instances:
+        """Instances of boxes (N, 4), labels (N,), scores (N,) and their masks, N in a picture."""
+        kept = box_maths.clip(_array(boxes), masks.size)
+        sound = np.clip(_array(scores).astype(np.float32), 0, 1)
+        return Instances(kept, _array(labels), sound, masks, masks.size, self.classes)
+
+    def _masks(self, boxes: Tensor, maps: Tensor, seen: Tensor, size: tuple[int, int]) -> Masks:
+        height, width = seen.tolist()
+        return self.cut(_array(boxes), _array(maps), (int(height), int(width)), size)
+
+
+def _array(x: Tensor) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = x.detach().cpu().numpy()
+    return values
+
+
+def _has_nan(part: Any) -> bool:
+    """Whether any number of nested tuples of tensors is NaN; a sum finds that in one pass."""
+    if isinstance(part, tuple):
+        return any(map(_has_nan, part))
+    return part is not None and part.is_floating_point() and bool(part.sum().isnan())
 
 
 def _of_picture(part: Any, index: int) -> Any:
-    """What one picture has of a field of `raw`: a batched tensor, several of them, or None."""
+    """What one picture has of `raw` or a field of it: a batched tensor, several of them, or None."""
     if part is None:
         return None
     if isinstance(part, tuple):
-        return tuple(_of_picture(each, index) for each in part)
+        own = (_of_picture(each, index) for each in part)
+        return type(part)(*own) if hasattr(part, "_fields") else tuple(own)
     return part[index : index + 1]

@@ -30,8 +30,16 @@ def resize_matrix(pixels: int, cells: int, covered: float | None = None) -> Matr
     The same as PyTorch's `interpolate(mode="bilinear", align_corners=False)` along one axis. Where the pixels end
     before the cells do, as after padding, `covered` says how many cells they cover.
     """
-    places = (np.arange(pixels) + 0.5) * ((covered or cells) / pixels) - 0.5
-    return _taps(places.clip(0, cells - 1), cells)
+    return _taps(_resized(pixels, cells, covered), cells)
+
+
+def resized_twice(pixels: int, cells: int, first: Matrix) -> Matrix:
+    """`resize_matrix(pixels, cells) @ first` for `first` (cells, n): of each row only its two taps are multiplied."""
+    places = _resized(pixels, cells)
+    low = np.floor(places).astype(np.int64)
+    share = (places - low).astype(np.float32)[:, None]
+    high = np.minimum(low + 1, cells - 1)
+    return (1 - share) * first[low] + share * first[high]
 
 
 def box_matrix(start: float, end: float, cells: int, first: int, last: int) -> Matrix:
@@ -184,6 +192,12 @@ def _product(a: Matrix, b: Matrix) -> Matrix:
         for top in range(0, a.shape[0], tall):
             np.matmul(a[top : top + tall], right, out=out[top : top + tall, left : left + wide])
     return out
+
+
+def _resized(pixels: int, cells: int, covered: float | None = None) -> npt.NDArray[np.float64]:
+    """Where the centres of pixels lie between cells, from 0 to `cells` - 1."""
+    places = (np.arange(pixels) + 0.5) * ((covered or cells) / pixels) - 0.5
+    return places.clip(0, cells - 1)
 
 
 def _taps(places: npt.NDArray[Any], cells: int) -> Matrix:

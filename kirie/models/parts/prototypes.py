@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from kirie.masks import Masks
-from kirie.models.parts.pasting import shrunk
+from kirie.models.parts.pasting import on_cells
 from kirie.results import Instances
 
 AT_ONCE = 100  # masks of a picture that are learned in one step
@@ -59,9 +59,8 @@ class PictureTruth(NamedTuple):
     def of(cls, truth: Instances, cells: Sequence[int], covered: Sequence[float], device: torch.device) -> PictureTruth:
         """The truth of a picture over (h, w) `cells`, of which it covers so many and the rest is padding."""
         frame = [round(s * count / part) for s, count, part in zip(truth.size, cells, covered, strict=True)]
-        crowd = np.zeros(len(truth), bool) if truth.crowd is None else truth.crowd
         there = (truth.boxes[:, 2:] > truth.boxes[:, :2]).all(1)
-        single, crowded = np.flatnonzero(there & ~crowd), np.flatnonzero(there & crowd)
+        single, crowded = np.flatnonzero(there & ~truth.crowd), np.flatnonzero(there & truth.crowd)
         order = np.concatenate([single, crowded])
         boxes = truth.boxes / np.array([*truth.size[::-1], *truth.size[::-1]], np.float32)
         return cls(
@@ -88,7 +87,9 @@ class PictureTruth(NamedTuple):
             drawn = torch.randperm(count, device=rows.device)[:AT_ONCE]
             coefficients, rows = coefficients[drawn], rows[drawn]
         used, places = np.unique(rows.cpu().numpy(), return_inverse=True)
-        masks = torch.from_numpy(_on_cells(self.masks[used], prototypes)[places]).to(prototypes)
+        masks = torch.from_numpy(on_cells(self.masks[used], (prototypes.shape[1], prototypes.shape[2]))[places]).to(
+            prototypes
+        )
         boxes = self.boxes[rows] * self.covered.repeat(2)
         down, across = inside(boxes, *prototypes.shape[1:])
         logits = assembled(coefficients, prototypes)
@@ -101,14 +102,6 @@ class PictureTruth(NamedTuple):
         there, crowded = np.zeros((2, *logits.shape), bool)
         for index, label in enumerate(self.kinds):
             plane = there if index < len(self.boxes) else crowded
-            plane[label] |= _on_cells(self.masks[index : index + 1], logits)[0]
+            plane[label] |= on_cells(self.masks[index], (logits.shape[1], logits.shape[2]))[0]
         counted, truth = (torch.from_numpy(part).to(logits) for part in (there | ~crowded, there))
         return (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * counted).sum()
-
-
-def _on_cells(masks: Masks, like: Tensor) -> npt.NDArray[np.bool_]:
-    """Which cells (N, h, w) of a map (..., h, w) the masks cover by more than half, or the most where none is."""
-    shares = shrunk(masks, (like.shape[-2], like.shape[-1]))
-    most = shares.max((1, 2), keepdims=True, initial=0)
-    covered: npt.NDArray[np.bool_] = shares > np.minimum(0.5, most * 0.999)
-    return covered

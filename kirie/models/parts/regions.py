@@ -186,8 +186,9 @@ def detected(
     region, labels, boxes = region[kept], labels[kept], boxes[kept]
     found = scores[region, labels]
     # Classes are moved apart, so that one call serves them all.
-    apart = labels[:, None] * (size.max() + 1).to(boxes.dtype)
-    kept = nms(boxes + apart, found, overlap)[:most]
+    # In float64: far from 0 float32 has no digits left for an exact IoU.
+    apart = labels[:, None] * (size.max() + 1).double()
+    kept = nms(boxes.double() + apart, found.double(), overlap)[:most]
     return boxes[kept], labels[kept], found[kept]
 
 

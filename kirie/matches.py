@@ -14,11 +14,11 @@ from kirie.results import Instances
 Overlaps = npt.NDArray[np.float64]
 
 
-class Pairs(NamedTuple):
+class Matches(NamedTuple):
     """The matches of one picture's N results with its M truths.
 
     Attributes:
-        results: (P,) int64, the results that are matched,
+        results: (P,) int64, the results that are matched, ascending,
         truths: (P,) int64, the truth of each.
         false: (N,) bool, the results that are wrong: matched with nothing, and not inside a crowd.
         missed: (M,) bool, the truths that are single objects and matched with nothing.
@@ -38,17 +38,12 @@ def overlaps(result: Instances, truth: Instances, *, within_class: bool) -> Over
     """
     if not len(result) or not len(truth):
         return np.zeros((len(result), len(truth)))
-    found = coco_mask.iou(result.masks.rles(), truth.masks.rles(), crowds(truth).astype(int).tolist())
+    found = coco_mask.iou(result.masks.rles(), truth.masks.rles(), truth.crowd.astype(int).tolist())
     table = np.nan_to_num(np.asarray(found, np.float64))  # two empty masks share nothing
     return np.where(result.labels[:, None] == truth.labels, table, 0.0) if within_class else table
 
 
-def crowds(truth: Instances) -> npt.NDArray[np.bool_]:
-    """(M,) bool, the rows of a truth that are crowds."""
-    return np.zeros(len(truth), bool) if truth.crowd is None else truth.crowd
-
-
-def pair_up(table: Overlaps, crowd: npt.NDArray[np.bool_], threshold: float) -> Pairs:
+def matched(table: Overlaps, crowd: npt.NDArray[np.bool_], threshold: float) -> Matches:
     """The one-to-one matches of most pairs with an IoU at or above a threshold.
 
     Among assignments with as many pairs it is that with the largest sum of IoUs over all that it assigns, pairs below
@@ -72,4 +67,4 @@ def pair_up(table: Overlaps, crowd: npt.NDArray[np.bool_], threshold: float) -> 
     false[rows] = False
     missed = ~crowd
     missed[single[columns]] = False
-    return Pairs(rows, single[columns], false, missed)
+    return Matches(rows, single[columns], false, missed)

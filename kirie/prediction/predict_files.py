@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kirie.data.layouts import list_pictures
+from kirie.data.folder_layout import MASK_FOLDERS
+from kirie.data.layouts import IMAGE_FOLDERS, list_pictures
+from kirie.data.voc import OBJECTS
 from kirie.errors import KirieError
 from kirie.prediction.kinds import KINDS, USUAL, check_kinds
-from kirie.prediction.naming import file_names, image_numbers, table_names
+from kirie.prediction.naming import category_numbers, file_names, image_numbers, read_listing, table_names
+from kirie.prediction.picture_files import Predicted, Run
 from kirie.prediction.pictures import Picture
 from kirie.prediction.predictor import Predictor, in_batches, read_ahead
-from kirie.prediction.writers import Predicted, Run
 from kirie.progress import tracked
 from kirie.reading.images import IMAGE_SUFFIXES, read_image
 
@@ -92,15 +94,17 @@ def predict_files(
         inputs: files, folders and glob patterns.
         out: the folder to write to; made when missing.
         kinds: rows of `KINDS`; None takes those that are usual for the model's task.
-        images: a COCO file that says the `image_id` of each picture, for "coco". Without it the ids are the numbers in
-            the file names where each is a number of its own, as COCO's are, and otherwise count from 1.
+        images: a COCO file that says the `image_id` of each picture and the `category_id` of each class, for "coco".
+            Without it the ids of pictures are the numbers in the file names where each is a number of its own, as
+            COCO's are, and otherwise count from 1; those of classes are `coco_words.category_ids`.
 
     Returns:
         an iterator over what became of each picture; pictures are predicted as it is walked through.
 
     Raises:
         KirieError: at once, before anything is written, when an input means nothing, a kind is unknown or does not
-            serve the model's task, `out` is a file, or a result would replace a picture or another result.
+            serve the model's task, `out` is a file, or a result would replace a picture, its label file, the
+            `data.yaml` of a data set or another result.
     """
     out, task = Path(out), predictor.model.task
     kinds = USUAL[task] if kinds is None else kinds
@@ -110,10 +114,13 @@ def predict_files(
     if out.exists() and not out.is_dir():
         raise KirieError(f"{out} is a file; results need a folder, which is made when it is missing.")
     paths = find_images(inputs)
-    facts = zip(paths, file_names(paths), table_names(paths), image_numbers(paths, images), strict=True)
+    model = predictor.model
+    listing = None if images is None else read_listing(images, paths, model.classes)
+    facts = zip(paths, file_names(paths), table_names(paths), image_numbers(paths, listing), strict=True)
     files = [_File(*each) for each in facts]
+    run = Run(out, model.classes, model.in_channels, category_numbers(model.classes, listing))
     _check_targets(files, out, kinds)
-    return _outcomes(predictor, files, out, kinds)
+    return _outcomes(predictor, files, run, kinds)
 
 
 class _File(NamedTuple):
@@ -126,10 +133,12 @@ class _File(NamedTuple):
 
 
 def _check_targets(files: Sequence[_File], out: Path, kinds: Sequence[str]) -> None:
-    """Raises a KirieError where a result would replace a picture, or that of another picture."""
+    """Raises a KirieError where a result would replace a picture, a label file or that of another picture."""
     pictures = {_whereabouts(file.path) for file in files}
     occupied = pictures | {picture.parent for picture in pictures}
     taken: dict[str, str] = {}
+    for kind in kinds:
+        KINDS[kind].check(out)
     for file in files:
         for pattern in (pattern for kind in kinds for pattern in KINDS[kind].files):
             target = out / pattern.format(name=file.name)
@@ -137,20 +146,31 @@ def _check_targets(files: Sequence[_File], out: Path, kinds: Sequence[str]) -> N
                 raise KirieError(
                     f"The result of {file.path} would replace the picture {target}; choose another folder."
                 )
+            if _is_label(_whereabouts(target), _whereabouts(file.path)) and target.exists():
+                raise KirieError(f"The result of {file.path} would replace its label {target}; choose another folder.")
             if taken.setdefault(target.name.casefold(), pattern) != pattern:
                 raise KirieError(f"Two results would be written to {target}; predict these pictures one by one.")
 
 
-def _outcomes(predictor: Predictor, files: Sequence[_File], out: Path, kinds: Sequence[str]) -> Iterator[Outcome]:
-    model = predictor.model
+def _is_label(target: Path, picture: Path) -> bool:
+    """Whether a file lies where data sets keep the labels of a picture: `labels/val` beside `images/val`, say.
 
+    That of a YOLO data set may also lie beside the picture itself.
+    """
+    names = (*MASK_FOLDERS, OBJECTS)
+    own, other = picture.parent.parts, target.parent.parts
+    changed = [pair for pair in zip(own, other, strict=False) if pair[0] != pair[1]]
+    apart = len(own) == len(other) and len(changed) == 1 and changed[0][0] in IMAGE_FOLDERS and changed[0][1] in names
+    return apart or target == picture.with_suffix(".txt")
+
+
+def _outcomes(predictor: Predictor, files: Sequence[_File], run: Run, kinds: Sequence[str]) -> Iterator[Outcome]:
     def read(index: int) -> Picture | KirieError:
         try:
-            return read_image(files[index].path, model.in_channels)
+            return read_image(files[index].path, run.channels)
         except KirieError as error:
             return error
 
-    run = Run(out, model.classes, model.in_channels)
     pictures = tracked(read_ahead(read, len(files)), "predicting", len(files))
     with ExitStack() as stack:
         writers = [stack.enter_context(KINDS[kind].opened(run)) for kind in dict.fromkeys(kinds)]

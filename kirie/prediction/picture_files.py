@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tifffile
-from PIL import Image
 
 from kirie.classes import Classes
 from kirie.drawing import draw
 from kirie.errors import KirieError
-from kirie.files import whole_file, write_picture
+from kirie.files import numbers_image, whole_file, write_picture
 from kirie.prediction.pictures import Picture
-from kirie.results import to_semantic
+from kirie.results import id_map, to_semantic
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,13 @@ class Run:
         out: the folder of the results.
         classes: of the model.
         channels: of the pictures.
+        categories: what COCO files call the classes.
     """
 
     out: Path
     classes: Classes
     channels: int
+    categories: tuple[int, ...]
 
 
 Write = Callable[[Predicted], tuple[Path, ...]]  # gives the files that it wrote for that picture alone
@@ -80,12 +80,9 @@ def save_labels(out: Path, one: Predicted) -> tuple[Path, ...]:
     result = to_semantic(one.result)
     ids = result.classes.to_file_ids(result.labels)
     path = out / f"{one.name}.png"
-    if max(*result.classes.ids, int(ids.max())) > 255:
-        image = Image.fromarray(ids)
-    else:
-        image = Image.fromarray(ids.astype(np.uint8))
-        image.putpalette(_palette(result.classes).tobytes())
-    write_picture(path, image)
+    if max(*result.classes.ids, int(ids.max())) <= 255:
+        ids = ids.astype(np.uint8)
+    write_picture(path, numbers_image(ids, dict(zip(result.classes.ids, result.classes.colors, strict=True))))
     return (path,)
 
 
@@ -112,20 +109,12 @@ def save_ids(out: Path, one: Predicted) -> tuple[Path, ...]:
 
     Beyond 65535 objects it is `NAME_ids.tif` of 32 bits.
     """
-    order = np.argsort(one.result.scores, kind="stable")
-    ids = one.result.masks[order].id_map([int(index) + 1 for index in order])
-    if len(order) <= 65535:
+    ids = id_map(one.result)
+    if len(one.result) <= 65535:
         path = out / f"{one.name}_ids.png"
-        write_picture(path, Image.fromarray(ids.astype(np.uint16)))
+        write_picture(path, numbers_image(ids))
         return (path,)
     path = out / f"{one.name}_ids.tif"
     with whole_file(path) as stand_in:
         tifffile.imwrite(stand_in, ids.astype(np.uint32), compression="zlib")
     return (path,)
-
-
-def _palette(classes: Classes) -> npt.NDArray[np.uint8]:
-    """RGB colours (256, 3) by file id; light grey where an id is no class."""
-    colors = np.full((256, 3), 200, np.uint8)
-    colors[list(classes.ids)] = classes.colors
-    return colors

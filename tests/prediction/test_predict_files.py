@@ -13,8 +13,8 @@ from tiny import CLASSES, SIZE, blobs, colour_unet, painted, random_unet
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models.parts.semantic import SemanticRaw
+from kirie.prediction.predict_files import find_images, predict_files
 from kirie.prediction.predictor import Predictor
-from kirie.prediction.save import find_images, predict_files
 from kirie.results import SemanticMap
 
 

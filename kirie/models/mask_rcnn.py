@@ -54,38 +54,39 @@ class Flavour:
     """What two families of releases do differently with the same network.
 
     Attributes:
-        rounded: corners of anchors are whole pixels, and maps' steps the padded picture's sides divided by their cells.
+        whole_pixel_anchors: corners of anchors are whole pixels, and maps' steps the padded picture's sides
+            divided by their cells.
         aligned: RoIAlign takes pixels where they are; otherwise half a pixel away.
-        samples: of RoIAlign per cell and axis; 0: as many as there are pixels.
+        samples_per_cell: of RoIAlign per cell and axis; 0: as many as there are pixels.
         learning_proposals: how many are left in training.
         least_proposal: proposals must be wider and higher than so many pixels.
         least_box: so must objects.
-        fixed: see `proposal_losses`.
-        soft: see `mask_aims`.
+        divide_by_sample_limit: see `proposal_losses`.
+        soft_mask_truths: see `mask_aims`.
         beta: of smooth L1 for boxes; 0 for L1.
         whole_pixels: masks are enlarged with a rim of a cell, in boxes of whole pixels.
     """
 
-    rounded: bool
+    whole_pixel_anchors: bool
     aligned: bool
-    samples: int
+    samples_per_cell: int
     learning_proposals: int
     least_proposal: float
     least_box: float
-    fixed: bool
-    soft: bool
+    divide_by_sample_limit: bool
+    soft_mask_truths: bool
     beta: float
     whole_pixels: bool
 
 
 FLAVOURS = {
     "detectron2": Flavour(
-        rounded=False, aligned=True, samples=0, learning_proposals=PROPOSALS, least_proposal=0.0, least_box=0.0,
-        fixed=True, soft=False, beta=0.0, whole_pixels=False,
+        whole_pixel_anchors=False, aligned=True, samples_per_cell=0, learning_proposals=PROPOSALS, least_proposal=0.0,
+        least_box=0.0, divide_by_sample_limit=True, soft_mask_truths=False, beta=0.0, whole_pixels=False,
     ),
     "torchvision": Flavour(
-        rounded=True, aligned=False, samples=2, learning_proposals=2000, least_proposal=1e-3, least_box=1e-2,
-        fixed=False, soft=True, beta=1 / 9, whole_pixels=True,
+        whole_pixel_anchors=True, aligned=False, samples_per_cell=2, learning_proposals=2000, least_proposal=1e-3,
+        least_box=1e-2, divide_by_sample_limit=False, soft_mask_truths=True, beta=1 / 9, whole_pixels=True,
     ),
 }  # fmt: skip
 
@@ -216,14 +217,14 @@ class MaskRCNN(InstanceModel):
         self.shown_threshold = shown_threshold
         self.most_proposals = PROPOSALS
         self.encoder: Encoder = body
-        self.unused = sum(1 for stride in body.strides if stride < FINEST)
-        self.strides = body.strides[self.unused :]
+        self.skipped_maps = sum(1 for stride in body.strides if stride < FINEST)
+        self.strides = body.strides[self.skipped_maps :]
         if len(anchor_sizes) != len(self.strides) + 1:
             raise KirieError(
                 f"anchor_sizes must be {len(self.strides) + 1} sizes, for the strides {self.strides} of {encoder!r} "
                 f"and one more, got {len(anchor_sizes)}."
             )
-        self.fpn = FPN(body.channels[self.unused :], channels, extra=1, norm=norm)
+        self.fpn = FPN(body.channels[self.skipped_maps :], channels, extra=1, norm=norm)
         self.proposals = ProposalHead(channels, len(anchor_ratios), proposal_convs)
         self.box_head = BoxHead(
             channels, BOX_CELLS, len(self.classes),
@@ -235,7 +236,9 @@ class MaskRCNN(InstanceModel):
     @property
     def cell_anchors(self) -> Tensor:
         """The anchors of each map's first cell, (maps, A, 4) float32 on the CPU; no buffer, which casts would round."""
-        cells = (cell_anchors(s, self.anchor_ratios, rounded=self.flavour.rounded) for s in self.anchor_sizes)
+        cells = (
+            cell_anchors(s, self.anchor_ratios, rounded=self.flavour.whole_pixel_anchors) for s in self.anchor_sizes
+        )
         return torch.stack(list(cells))
 
     def forward(self, images: Tensor) -> MaskRCNNRaw:
@@ -245,7 +248,7 @@ class MaskRCNN(InstanceModel):
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Maps (B, C, h_i, w_i), finest first, of images (B, C, H, W) in [0, 1] of any size."""
         x = padded(self.normalise(images), self.strides[-1])
-        maps: list[Tensor] = self.fpn(self.encoder(x)[self.unused :])
+        maps: list[Tensor] = self.fpn(self.encoder(x)[self.skipped_maps :])
         return maps
 
     def proposed(self, maps: Sequence[Tensor], size: tuple[int, int]) -> MaskRCNNRaw:
@@ -273,7 +276,7 @@ class MaskRCNN(InstanceModel):
         objectness, rpn_box = proposal_losses(
             torch.cat(logits, 1), torch.cat(codes, 1), torch.cat(anchors),
             [truth.boxes for truth in given], [truth.crowds for truth in given],
-            beta=self.beta, fixed=self.flavour.fixed,
+            beta=self.beta, fixed=self.flavour.divide_by_sample_limit,
         )  # fmt: skip
         regions, rows = [], []
         for index, truth in enumerate(given):
@@ -315,7 +318,9 @@ class MaskRCNN(InstanceModel):
         labels = torch.cat([truth.labels[row] for truth, row in zip(given, rows, strict=True)])
         logits = self.mask_head(self._pooled(maps, with_object, MASK_CELLS), labels).float()
         aims = [
-            mask_aims(truth.masks, row, own, 2 * MASK_CELLS, aligned=self.flavour.aligned, soft=self.flavour.soft)
+            mask_aims(
+                truth.masks, row, own, 2 * MASK_CELLS, aligned=self.flavour.aligned, soft=self.flavour.soft_mask_truths
+            )
             for truth, row, own in zip(given, rows, with_object, strict=True)
         ]
         return F.binary_cross_entropy_with_logits(logits, torch.cat(aims))
@@ -366,7 +371,7 @@ class MaskRCNN(InstanceModel):
             self.cell_anchors, raw.objectness, [*self.strides, 2 * self.strides[-1]], strict=True
         ):
             height, width = x.shape[-2:]
-            steps = (tall // height, wide // width) if self.flavour.rounded else (stride, stride)
+            steps = (tall // height, wide // width) if self.flavour.whole_pixel_anchors else (stride, stride)
             out.append(grid_anchors(own.to(x.device), (height, width), steps))
         return out
 
@@ -384,7 +389,9 @@ class MaskRCNN(InstanceModel):
         )[0]
 
     def _pooled(self, maps: Sequence[Tensor], regions: Sequence[Tensor], cells: int) -> Tensor:
-        found = pooled(maps, regions, self.strides, cells, aligned=self.flavour.aligned, samples=self.flavour.samples)
+        found = pooled(
+            maps, regions, self.strides, cells, aligned=self.flavour.aligned, samples=self.flavour.samples_per_cell
+        )
         return found.to(self.box_head.logits.weight.dtype)  # which is another one in a model cast to half precision
 
 

@@ -76,11 +76,11 @@ class SemanticFPN(SemanticModel):
         own = {"mean": body.mean if mean is None else mean, "std": body.std if std is None else std}
         super().__init__(in_channels, classes, arguments, binary=binary, **own)
         self.encoder: Encoder = body
-        self.unused = sum(1 for stride in body.strides if stride < FINEST)
-        strides = body.strides[self.unused :]
+        self.skipped_maps = sum(1 for stride in body.strides if stride < FINEST)
+        strides = body.strides[self.skipped_maps :]
         if not strides:
             raise KirieError(f"{encoder!r} has no maps from stride {FINEST} on, of which the pyramid is made.")
-        self.fpn = FPN(body.channels[self.unused :], channels)
+        self.fpn = FPN(body.channels[self.skipped_maps :], channels)
         self.head = SemanticFPNHead(channels, strides, self.logit_channels, width)
 
     def forward(self, images: Tensor) -> SemanticRaw:
@@ -96,6 +96,6 @@ class SemanticFPN(SemanticModel):
         down, right = (max(-(-side // last), 2) * last - side for side in (height, width))
         if down or right:
             x = F.pad(x, (0, right, 0, down))
-        logits = self.head(self.fpn(self.encoder(x)[self.unused :]))
+        logits = self.head(self.fpn(self.encoder(x)[self.skipped_maps :]))
         logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
         return SemanticRaw(logits[..., :height, :width])

@@ -177,23 +177,25 @@ class SOLOv2(InstanceModel):
         body = build_encoder(encoder, in_channels, encoder_options, weights=encoder_weights)
         if CELL not in body.strides:
             raise KirieError(f"{encoder!r} has maps at strides {body.strides}; the pyramid begins at {CELL}.")
-        self.unused = body.strides.index(CELL)
-        own_strides = body.strides[self.unused :]
-        self.grids, self.strides, self.scale_ranges = checked_grids(grids, strides, scale_ranges, own_strides)
+        skipped = body.strides.index(CELL)
+        own_strides = body.strides[skipped:]
+        grids, strides, scale_ranges = checked = checked_grids(grids, strides, scale_ranges, own_strides)
         arguments = {
-            "encoder": encoder, "encoder_options": body.options, "grids": self.grids, "strides": self.strides,
-            "scale_ranges": self.scale_ranges, "depth": depth, "kernel_size": kernel_size, "mean": mean, "std": std,
+            "encoder": encoder, "encoder_options": body.options, "grids": grids, "strides": strides,
+            "scale_ranges": scale_ranges, "depth": depth, "kernel_size": kernel_size, "mean": mean, "std": std,
             "least_cells": least_cells, **sizes, **limits, **thresholds,
         }  # fmt: skip
         own = {"mean": body.mean if mean is None else mean, "std": body.std if std is None else std}
         super().__init__(in_channels, classes, arguments, **own)
+        self.skipped_maps = skipped
+        self.grids, self.strides, self.scale_ranges = checked
         self.kernel_size, self.max_positives = kernel_size, max_positives
         self.score_threshold, self.shown_threshold = score_threshold, shown_threshold
         self.update_threshold = update_threshold
         self.least_cells = least_cells
         self.max_candidates, self.max_detections = max_candidates, max_detections
         self.encoder: Encoder = body
-        self.fpn = FPN(body.channels[self.unused :], channels, extra=1)
+        self.fpn = FPN(body.channels[self.skipped_maps :], channels, extra=1)
         self.head = _GridHead(channels, len(self.classes), mask_channels * kernel_size**2, width, depth, self.grids)
         self.mask_head = _MaskHead(channels, len(own_strides), mask_width, mask_channels)
 
@@ -202,10 +204,12 @@ class SOLOv2(InstanceModel):
         height, width = images.shape[-2:]
         x = self.normalise(images)
         x = padded(x, self.encoder.strides[-1])
-        maps = self.fpn(self.encoder(x)[self.unused :])
+        maps = self.fpn(self.encoder(x)[self.skipped_maps :])
         features = self.mask_head(maps[:-1])
         resized = []
-        for map_, own, stride in zip(maps, (*self.encoder.strides[self.unused :], 0), self.strides, strict=False):
+        for map_, own, stride in zip(
+            maps, (*self.encoder.strides[self.skipped_maps :], None), self.strides, strict=False
+        ):
             size = [side * CELL // stride for side in features.shape[-2:]]
             resized.append(map_ if own == stride else F.interpolate(map_, size, mode="bilinear", align_corners=False))
         categories, kernels = self.head(resized)

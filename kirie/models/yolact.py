@@ -140,8 +140,8 @@ class YOLACT(InstanceModel):
         own = {"mean": body.mean if mean is None else mean, "std": body.std if std is None else std}
         super().__init__(in_channels, classes, arguments, **own)
         self.encoder: Encoder = body
-        self.unused = sum(1 for stride in body.strides if stride < FINEST)
-        self.strides = body.strides[self.unused :]
+        self.skipped_maps = sum(1 for stride in body.strides if stride < FINEST)
+        self.strides = body.strides[self.skipped_maps :]
         if self.strides[:1] != [FINEST]:
             raise KirieError(f"{encoder!r} has maps at strides {body.strides}; the pyramid begins at {FINEST}.")
         self.strides += [self.strides[-1] * 2 ** (step + 1) for step in range(EXTRA)]
@@ -152,7 +152,7 @@ class YOLACT(InstanceModel):
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.shown_threshold = shown_threshold
         self.candidates, self.max_detections = candidates, max_detections
-        self.pyramid = _Pyramid(body.channels[self.unused :], channels)
+        self.pyramid = _Pyramid(body.channels[self.skipped_maps :], channels)
         self.protonet = nn.Sequential(
             *(_convolution(channels, channels, relu=True) for _ in range(3)),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=False),
@@ -175,7 +175,7 @@ class YOLACT(InstanceModel):
             x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
         else:
             x = padded(x, self.encoder.strides[-1])
-        maps = self.pyramid(self.encoder(x)[self.unused :])
+        maps = self.pyramid(self.encoder(x)[self.skipped_maps :])
         prototypes = F.relu(self.protonet(maps[0]))
         logits, codes, coefficients = (torch.cat(parts, 1) for parts in zip(*map(self.head, maps), strict=True))
         priors = self._priors([(m.shape[2], m.shape[3]) for m in maps], (height, width), images.device)
@@ -315,8 +315,11 @@ class _Pyramid(nn.Module):
                 side = side + F.interpolate(merged, side.shape[-2:], mode="bilinear", align_corners=False)
             merged = side
             maps.insert(0, output(side))
-        for convolution in self.extra:
-            maps.append(convolution(maps[-1]))
+        # In bfloat16 on a CPU a strided convolution of a map of one cell gives gradients out of unset memory.
+        kind = next(self.parameters()).dtype
+        with torch.autocast("cpu", enabled=False):
+            for convolution in self.extra:
+                maps.append(convolution(maps[-1].to(kind)))
         return maps
 
 

@@ -56,7 +56,6 @@ class Predictor:
             raise KirieError(f"A batch holds at least 1 picture, got a batch size of {batch_size}.")
         if isinstance(model, InstanceModel):
             check_selection(model.classes, threshold=threshold, classes=classes, max_detections=max_detections)
-            model = model if max_detections is None else model.giving(max_detections)
         elif threshold or classes is not None or max_detections is not None:
             raise KirieError(
                 f"This model, for task {model.task!r}, finds no objects to choose by score, class or number. Leave "
@@ -65,6 +64,8 @@ class Predictor:
         self.device = pick_device(device)
         self.threshold, self.classes, self.max_detections = threshold, classes, max_detections
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        if isinstance(model, InstanceModel) and max_detections is not None:
+            self.model = model.giving(max_detections)
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         self.scores = scores
 

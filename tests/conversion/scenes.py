@@ -91,7 +91,7 @@ def known(split, name, *, crowds=True, scenes=SCENES):
 def read(dataset, index):
     """The same of a sample of a data set."""
     truth = dataset[index].truth
-    crowd = np.zeros(len(truth), bool) if truth.crowd is None else truth.crowd
+    crowd = truth.crowd
     names = [truth.classes.names[label] for label in truth.labels]
     return [(n, bool(c), mask.tobytes()) for n, c, mask in zip(names, crowd, truth.masks, strict=True)]
 

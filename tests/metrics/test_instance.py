@@ -65,7 +65,7 @@ def as_file(truths):
                     "segmentation": {**rle, "counts": rle["counts"].decode()},
                     "bbox": [left, top, right - left, bottom - top],
                     "area": float(truth.masks.areas()[index] if truth.areas is None else truth.areas[index]),
-                    "iscrowd": int(truth.crowd is not None and truth.crowd[index]),
+                    "iscrowd": int(truth.crowd[index]),
                 }
             )
     names = zip(truths[0].classes.ids, truths[0].classes.names, strict=True)

@@ -143,3 +143,16 @@ def test_truths_are_of_the_size_of_the_pictures(name):
     model = build(name, **({"input_size": None} if name == "yolact" else {}))
     with pytest.raises(KirieError, match=r"have the size \(25, 40\), the pictures \(24, 40\)"):
         model.loss(model(pictures(1)), truths(model, 1, (25, 40)))
+
+
+def test_small_patches_learn_in_half_precision():
+    """The coarsest maps are a single cell here, where a strided convolution in bfloat16 gives senseless gradients."""
+    model = build("yolact").train()
+    for seed in range(8):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = total(model, pictures(size=(64, 64), seed=seed), truths(model, size=(64, 64)))
+        model.zero_grad()
+        loss.backward()
+        for convolution in model.pyramid.extra:
+            assert convolution.weight.grad.isfinite().all()
+            assert convolution.weight.grad.abs().max() < 1e4

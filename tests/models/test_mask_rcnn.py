@@ -137,7 +137,7 @@ def test_encoders_with_other_strides():
     """Maps above stride 4 are not used; pyramids begin where the encoder does."""
     with torch.device("meta"):
         model = MaskRCNN(3, 2, encoder="mobilenetv3_small_050", anchor_sizes=(8, 16, 32, 64, 128))
-        assert model.unused == 1 and model.strides == [4, 8, 16, 32]
+        assert model.skipped_maps == 1 and model.strides == [4, 8, 16, 32]
         raw = model.eval()(torch.zeros(1, 3, 65, 64))
     assert [tuple(x.shape[-2:]) for x in raw.objectness] == [(24, 16), (12, 8), (6, 4), (3, 2), (2, 1)]
 

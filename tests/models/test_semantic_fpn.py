@@ -41,7 +41,7 @@ def test_other_sizes_are_reached_in_two_steps():
 )
 def test_the_pyramid_begins_at_stride_4(encoder, strides):
     model = SemanticFPN(3, 4, encoder=encoder, channels=8, width=8)
-    assert model.encoder.strides[model.unused :] == strides
+    assert model.encoder.strides[model.skipped_maps :] == strides
     assert len(model.fpn.laterals) == len(strides)
     assert [len([m for m in branch if len(list(m.children()))]) for branch in model.head.branches] == [1, 1, 2, 3]
 

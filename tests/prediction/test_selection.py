@@ -105,6 +105,7 @@ def test_most_raises_a_lower_limit_of_the_model_for_this_run_alone():
     more = Predictor(model, device="cpu", max_detections=count - 1)
     assert len(more([picture])[0]) == count - 1
     assert more.model.weight is model.weight, "no second copy of the weights"
+    assert not model.training and not more.model.training
     assert len(before([picture])[0]) == 3 and model.max_detections == 3
     assert len(Predictor(Finder(), device="cpu", max_detections=2)([picture])[0]) == 2
 

@@ -262,7 +262,7 @@ def test_names_of_a_single_class_and_sizes_of_anchors_can_be_set(tmp_path):
     changes = ["classes=[cell]", "anchor_sizes=[8, 16, 32, 64, 128]"]
     found, translation = import_checkpoint(tmp_path / "cells.pth", changes=changes)
     assert found.classes.names == ("cell",)
-    assert found.arguments["anchor_sizes"] == [8, 16, 32, 64, 128]
+    assert list(found.arguments["anchor_sizes"]) == [8, 16, 32, 64, 128]
     assert "anchor_sizes" not in translation.assumed
 
 

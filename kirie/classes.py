@@ -115,6 +115,13 @@ class Classes:
             self.void_ids,
         )
 
+    def subset(self, labels: Sequence[int]) -> Classes:
+        """The classes of these numbers alone, in this order, with their own file ids."""
+        names, colors, things, ids = (
+            tuple(column[label] for label in labels) for column in (self.names, self.colors, self.things, self.ids)
+        )
+        return Classes(names, colors, things, ids, self.void_ids)  # type: ignore[arg-type]
+
     def __getstate__(self) -> dict[str, Any]:
         # The table below is quickly made anew and 65536 entries long: it does not travel with every truth of a worker.
         return {name: value for name, value in self.__dict__.items() if name != "_table16"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -176,6 +176,7 @@ class Segment:
         is_thing: whether it is one object (True) or all of a stuff class (False).
         score: in [0, 1]; 1 for truth.
         area: pixels.
+        crowd: whether it is a truth's region that holds many objects of one class (COCO's `iscrowd`).
     """
 
     id: int
@@ -183,6 +184,7 @@ class Segment:
     is_thing: bool
     score: float
     area: int
+    crowd: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,16 +281,16 @@ def to_panoptic(result: Result, *, min_area: int = 1) -> PanopticMap:
     if isinstance(result, PanopticMap):
         return result
     if isinstance(result, Instances):
-        rows = enumerate(zip(result.labels.tolist(), result.scores.tolist(), strict=True), 1)
-        facts = {number: (label, True, score) for number, (label, score) in rows}
+        rows = zip(result.labels.tolist(), result.scores.tolist(), result.crowd.tolist(), strict=True)
+        facts = {i: Segment(i, label, True, score, 0, crowd) for i, (label, score, crowd) in enumerate(rows, 1)}
         return _collect(id_map(result), result.classes, facts, min_area)
     ids = np.where(result.labels == result.classes.void, 0, result.labels.astype(np.int32) + 1).astype(np.int32)
-    facts = {label + 1: (label, False, 1.0) for label in range(len(result.classes))}
+    facts = {label + 1: Segment(label + 1, label, False, 1.0, 0) for label in range(len(result.classes))}
     return _collect(ids, result.classes, facts, min_area)
 
 
 def to_instances(result: Result) -> Instances:
-    """The things of a panoptic map as instances, in the order of its segments; instances as they are.
+    """The things of a panoptic map as instances, in the order of its segments, crowds as crowds; instances as they are.
 
     Raises:
         KirieError: for a semantic map, which does not know its objects.
@@ -300,17 +302,33 @@ def to_instances(result: Result) -> Instances:
     things = [segment for segment in result.segments if segment.is_thing]
     masks = Masks.from_ids(result.ids, [segment.id for segment in things])
     scores = np.array([segment.score for segment in things], np.float32)
-    return Instances.from_masks(masks, [segment.label for segment in things], result.classes, scores)
+    crowd = np.array([segment.crowd for segment in things], bool)
+    return Instances.from_masks(masks, [segment.label for segment in things], result.classes, scores, crowd)
 
 
-def _collect(
-    ids: npt.NDArray[np.int32], classes: Classes, facts: dict[int, tuple[int, bool, float]], min_area: int
-) -> PanopticMap:
+def things_of(result: PanopticMap) -> Instances:
+    """The objects of a panoptic map's classes of things, with these classes alone and numbered among them.
+
+    Raises:
+        KirieError: when none of the classes is a thing.
+    """
+    things = [label for label, thing in enumerate(result.classes.things) if thing]
+    if not things:
+        raise KirieError(
+            f"None of the classes {', '.join(result.classes.names[:12])} is a thing, so there are no objects."
+        )
+    found = to_instances(result)
+    found = found[np.isin(found.labels, things)]
+    rows = np.searchsorted(things, found.labels).astype(np.int64)
+    return replace(found, labels=rows, classes=result.classes.subset(things))
+
+
+def _collect(ids: npt.NDArray[np.int32], classes: Classes, facts: dict[int, Segment], min_area: int) -> PanopticMap:
     areas = np.bincount(ids.ravel(), minlength=max(facts, default=0) + 1)
     kept = [i for i in facts if areas[i] >= max(min_area, 1)]
     keep = np.zeros(len(areas), bool)
     keep[kept] = True
-    segments = tuple(Segment(i, *facts[i], int(areas[i])) for i in kept)
+    segments = tuple(replace(facts[i], area=int(areas[i])) for i in kept)
     return PanopticMap(np.where(keep[ids], ids, 0).astype(np.int32), segments, classes)
 
 

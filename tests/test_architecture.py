@@ -18,13 +18,15 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kirie"
 
 LEVELS = {
     **dict.fromkeys(("errors", "files", "progress", "boxes", "masks", "classes", "results", "weight_map"), 0),
-    **dict.fromkeys(("class_lists", "lookup", "coco_words", "matches", "outlines", "terminal", "yolo_words"), 0),
+    **dict.fromkeys(
+        ("class_lists", "lookup", "coco_words", "matches", "merging", "outlines", "terminal", "yolo_words"), 0
+    ),
     "reading": 0,  # of files, for all above
     **dict.fromkeys(("losses", "criterion"), 1),
     **dict.fromkeys(("data", "models", "metrics", "drawing", "demo", "demo_pictures"), 2),
     "weights": 3,  # beside the four above, but it may import models
     **dict.fromkeys(("prediction", "conversion"), 4),
-    **dict.fromkeys(("recipe", "plan"), 4),
+    **dict.fromkeys(("recipe", "recipe_zoo", "plan"), 4),
     "training": 5,
     **dict.fromkeys(("serve", "export", "distributed"), 6),
     **dict.fromkeys(("cli", "cli_data", "cli_demo", "cli_results", "cli_weights"), 7),

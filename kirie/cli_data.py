@@ -26,7 +26,7 @@ FolderChanges = Annotated[
         help="Say how the data's folders are read, as in the data section of a recipe: suffix=_mask, kind=binary.",
     ),
 ]
-DataTask = Annotated[str | None, typer.Option(help="semantic or instance; by default what the labels are.")]
+DataTask = Annotated[str | None, typer.Option(help="semantic, instance or panoptic; by default what the labels are.")]
 
 
 def inspect(
@@ -82,13 +82,16 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="The data set, in any format that kirie reads.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; a new or an empty one.")],
     to: Annotated[
-        str, typer.Option("--to", metavar="FORMAT", help="masks, ids, coco, yolo, voc, cityscapes or ade20k.")
+        str,
+        typer.Option(
+            "--to", metavar="FORMAT", help="masks, ids, coco, coco_panoptic, yolo, voc, cityscapes or ade20k."
+        ),
     ],
     task: Annotated[
         str | None,
         typer.Option(
-            help="How to read SRC: semantic or instance. By default what its labels are, and for its objects "
-            "where the format holds nothing else."
+            help="How to read SRC: semantic, instance or panoptic. By default what its labels are, and for its "
+            "objects or segments where the format holds nothing else."
         ),
     ] = None,
     draw_splits: Annotated[
@@ -114,8 +117,8 @@ def convert(
     out by --skip-bad.
 
     masks: index masks in folders. ids: object ids in folders, with masks beside them for several classes. coco:
-    instances with run lengths. yolo: polygons and data.yaml. voc: class and object masks with lists. cityscapes and
-    ade20k: for classes of theirs.
+    instances with run lengths. coco_panoptic: segments of things and stuff. yolo: polygons and data.yaml. voc: class
+    and object masks with lists. cityscapes and ade20k: for classes of theirs.
     """
     from dataclasses import asdict
 

@@ -14,6 +14,7 @@ WRITERS = {
     "masks": "kirie.conversion.folders:MasksWriter",
     "ids": "kirie.conversion.folders:IdsWriter",
     "coco": "kirie.conversion.coco:CocoWriter",
+    "coco_panoptic": "kirie.conversion.coco_panoptic:CocoPanopticWriter",
     "yolo": "kirie.conversion.yolo:YoloWriter",
     "voc": "kirie.conversion.published:VocWriter",
     "cityscapes": "kirie.conversion.published:CityscapesWriter",

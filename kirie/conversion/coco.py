@@ -5,14 +5,13 @@ The format is that of https://cocodataset.org/#format-data; `area` and `bbox` ar
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from kirie.classes import Classes
-from kirie.coco_words import bboxes, category_ids, number, run_lengths
+from kirie.coco_words import bboxes, number, run_lengths
+from kirie.conversion.coco_lists import CocoLists
 from kirie.conversion.folders import picture_path
 from kirie.conversion.writer import Entry, Writer
 from kirie.data.dataset import Task
@@ -36,13 +35,8 @@ class CocoWriter(Writer):
     ) -> None:
         super().__init__(root, classes, task, splits)
         self.polygons = polygons
-        self.category_ids = category_ids(classes)
-        if self.category_ids != classes.ids:
-            self._notes.append("The categories are 1, 2, 3... in the new files, in the order of the classes.")
-        self._pictures: dict[str, int] = {}
-        self._annotations: dict[str, int] = {}
-        for split in splits or ("",):
-            self._pictures[split] = self._annotations[split] = 0
+        self.lists = CocoLists(root, "instances", classes, splits)
+        self._notes += self.lists.notes
 
     def picture_path(self, entry: Entry) -> str:
         """In `images`."""
@@ -54,18 +48,10 @@ class CocoWriter(Writer):
         there = objects.masks.areas() > 0
         self._tell("object without a pixel", "left out", int((~there).sum()))
         objects = objects[there]
-        self._pictures[entry.split] += 1
-        picture = self._pictures[entry.split]
-        height, width = entry.size
-        self._append(
-            entry.split,
-            "images",
-            [{"id": picture, "file_name": entry.name + entry.ending, "height": height, "width": width}],
-        )
-        rows = self._rows(objects, picture, self._annotations[entry.split] + 1)
-        self._annotations[entry.split] += len(rows)
+        picture = self.lists.picture(entry)
+        rows = self._rows(objects, picture, self.lists.annotated(entry.split) + 1)
         self.objects += len(rows)
-        self._append(entry.split, "annotations", rows)
+        self.lists.annotations(entry.split, rows)
 
     def _rows(self, objects: Instances, picture: int, first: int) -> list[dict[str, Any]]:
         areas = objects.masks.areas() if objects.areas is None else objects.areas
@@ -77,7 +63,7 @@ class CocoWriter(Writer):
                 {
                     "id": first + index,
                     "image_id": picture,
-                    "category_id": self.category_ids[objects.labels[index]],
+                    "category_id": self.lists.category_ids[objects.labels[index]],
                     "segmentation": rle if rings is None else rings,
                     "area": number(areas[index]),
                     "bbox": box,
@@ -87,37 +73,9 @@ class CocoWriter(Writer):
             self._tell("mask", "kept as run lengths", int(wanted and rings is None))
         return rows
 
-    def _append(self, split: str, part: str, rows: list[dict[str, Any]]) -> None:
-        with self._path(f".{part}_{split}").open("a", encoding="utf-8", errors="backslashreplace") as file:
-            for row in rows:
-                file.write(f",\n{json.dumps(row, ensure_ascii=False)}")
-
     def finish(self) -> None:
         """Joins the pictures and annotations of each split to its file, with the categories."""
-        rows = zip(self.category_ids, self.classes.names, self.classes.colors, strict=True)
-        categories = [
-            {"id": own, "name": name, "supercategory": name, "color": list(color), "isthing": 1}
-            for own, name, color in rows
-        ]
-        for split in self._pictures:
-            name = f"instances_{split}.json" if split else "instances.json"
-            with self._path(name).open("w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(f'{{"categories": {json.dumps(categories, ensure_ascii=False)}')
-                for part in ("images", "annotations"):
-                    file.write(f',\n"{part}": [')
-                    self._pour(self._path(f".{part}_{split}"), file)
-                    file.write("\n]")
-                file.write("}\n")
-
-    @staticmethod
-    def _pour(rows: Path, file: Any) -> None:
-        """Moves the rows that `_append` wrote into a file, without the comma before the first."""
-        if not rows.exists():
-            return
-        with rows.open(encoding="utf-8") as source:
-            source.read(1)
-            shutil.copyfileobj(source, file)
-        rows.unlink()
+        self.lists.finish([True] * len(self.classes))
 
 
 def polygons(mask: Masks) -> list[list[int]] | None:

@@ -83,9 +83,10 @@ def convert(
     Args:
         source: the data set, in any format that kirie reads.
         destination: the folder to make; it may exist when it is empty.
-        to: the format, a row of `conversion.WRITERS`: masks, ids, coco, yolo, voc, cityscapes or ade20k.
-        task: how to read the source: semantic, instance or panoptic; None for what its files serve, and for objects
-            where the new format holds nothing else.
+        to: the format, a row of `conversion.WRITERS`: masks, ids, coco, coco_panoptic, yolo, voc, cityscapes or
+            ade20k.
+        task: how to read the source: semantic, instance or panoptic; None for what its files serve, and for objects or
+            segments where the new format holds nothing else. Of panoptic truth such a format gets the things.
         settings: how to read the source's folders; `short_side` is not heeded.
         draw_splits: whether a source without splits gets those that the seed draws (`settings.val_fraction`...); it
             stays without otherwise.
@@ -104,8 +105,9 @@ def convert(
     if polygons and to != "coco":
         raise KirieError(f"Polygons are a choice for coco; {to} has one way to write a mask.")
     target = _free(Path(source), Path(destination))
-    dataset = _opened(source, to, form, task, settings)
+    dataset, told_first = _opened(source, form, task, settings)
     parts, notes = _parts(dataset, draw_splits=draw_splits)
+    notes = [*told_first, *notes]
     splits = tuple(split for split in parts if split)
     pictures = list(_pictures(parts, one_folder=form.one_folder))
     with _appearing(target) as root:
@@ -143,19 +145,24 @@ def _free(source: Path, destination: Path) -> Path:
 
 
 def _opened(
-    source: str | Path, to: str, form: type[Writer], task: str | None, settings: FolderSettings | None
-) -> Dataset:
-    """The source, read for its objects where the format needs them.
+    source: str | Path, form: type[Writer], task: str | None, settings: FolderSettings | None
+) -> tuple[Dataset, list[str]]:
+    """The source, read for its objects or segments where the format needs them, and what is left out by that.
 
     Raises:
-        KirieError: when it cannot be opened or does not tell objects apart and the format needs them.
+        KirieError: when it cannot be opened, or does not tell apart what the format needs.
     """
     dataset = open_dataset(source, task=task, settings=settings)
-    if not form.needs_objects or dataset.task != "semantic":
-        return dataset
+    if form.needs_segments:
+        return (dataset if dataset.task == "panoptic" else _as_segments(source, form, dataset, task, settings)), []
+    if not form.needs_objects or dataset.task == "instance":
+        return dataset, []
+    if dataset.task == "panoptic":
+        objects = open_dataset(source, task="instance", settings=settings)
+        return objects, [f"Stuff is left out, as {form.title} holds objects alone."]
     if task is None:
         try:
-            return open_dataset(source, task="instance", settings=settings)
+            return open_dataset(source, task="instance", settings=settings), []
         except KirieError:
             pass  # it has no objects: the sentence below says what that means here
     raise KirieError(
@@ -164,8 +171,29 @@ def _opened(
     )
 
 
+def _as_segments(
+    source: str | Path, form: type[Writer], dataset: Dataset, task: str | None, settings: FolderSettings | None
+) -> Dataset:
+    """The source read as panoptic truth, where nobody asked for another.
+
+    Raises:
+        KirieError: when it is none, or is to be read for another task.
+    """
+    if task is not None:
+        raise KirieError(
+            f"{form.title} holds a segment for every pixel, and {source} was to be read for task {task!r}; leave the "
+            "task out, or say panoptic."
+        )
+    try:
+        return open_dataset(source, task="panoptic", settings=settings)
+    except KirieError as error:
+        served = "masks" if dataset.task == "semantic" else "coco"
+        raise KirieError(f"{source} cannot become {form.title}: {error} What it holds fits --to {served}.") from error
+
+
 def _of_classes() -> list[str]:
-    return [name for name in WRITERS if name != "masks" and not writer_class(name).needs_objects]
+    forms = {name: writer_class(name) for name in WRITERS if name != "masks"}
+    return [name for name, form in forms.items() if not (form.needs_objects or form.needs_segments)]
 
 
 def _parts(dataset: Dataset, *, draw_splits: bool) -> tuple[dict[str, Dataset], list[str]]:

@@ -42,6 +42,7 @@ class Writer(ABC):
         title: the format, for a person.
         holds_objects: whether the format tells objects apart.
         needs_objects: whether it holds nothing else.
+        needs_segments: whether it holds a segment for every pixel, so that only panoptic truth can become it.
         one_folder: whether the pictures of all splits lie in one folder.
         root: the folder to write into, which is there and empty.
         classes: of the truths.
@@ -52,6 +53,7 @@ class Writer(ABC):
     title: ClassVar[str]
     holds_objects: ClassVar[bool] = True
     needs_objects: ClassVar[bool] = False
+    needs_segments: ClassVar[bool] = False
     one_folder: ClassVar[bool] = False
 
     def __init__(self, root: Path, classes: Classes, task: Task, splits: Sequence[str]) -> None:

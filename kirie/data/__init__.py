@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kirie.data.listed import is_own, own_dataset
 from kirie.errors import KirieError
 from kirie.lookup import look_up
 
@@ -19,6 +20,7 @@ DATASETS = {
     "voc": "kirie.data.voc:VocDataset",
     "cityscapes": "kirie.data.cityscapes:CityscapesDataset",
     "ade20k": "kirie.data.ade20k:Ade20kDataset",
+    "coco_panoptic": "kirie.data.coco_panoptic:CocoPanopticDataset",
     "coco": "kirie.data.coco:CocoDataset",
     "yolo": "kirie.data.yolo:YoloDataset",
     "folders": "kirie.data.folders:FolderDataset",
@@ -51,12 +53,14 @@ def open_dataset(
     Args:
         path: the folder, or a COCO JSON file, or the YAML file of a YOLO data set.
         split: train, val or test; None for all pictures.
-        task: semantic or instance; None for the one that the label files serve.
+        task: semantic, instance or panoptic; None for the one that the label files serve.
         settings: how to read it (`layouts.FolderSettings`); None looks for itself.
 
     Raises:
         KirieError: when the folder is missing, a file, empty or in no layout that is known.
     """
+    if is_own(path):
+        return own_dataset(path, split, task=task, settings=settings)
     return dataset_class(path, settings, task)(path, split, task=task, settings=settings)
 
 

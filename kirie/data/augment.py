@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, overload
 
 import numpy as np
@@ -17,9 +17,10 @@ import numpy.typing as npt
 
 from kirie.data import light
 from kirie.data.geometry import Geometry, cropping, elastic_bend, flipping, grid_line, moving, turning
+from kirie.data.panoptic_maps import recounted
 from kirie.errors import KirieError
 from kirie.masks import Masks
-from kirie.results import Instances, PanopticMap, Result, Segment, SemanticMap, id_map
+from kirie.results import Instances, PanopticMap, Result, SemanticMap, id_map
 
 Image = npt.NDArray[np.uint8]
 Size = tuple[int, int]
@@ -237,7 +238,7 @@ def follow(truth: Result, geometry: Geometry) -> Result:
     if isinstance(truth, SemanticMap):
         return SemanticMap(geometry.warp_labels(truth.labels, None), truth.classes)
     if isinstance(truth, PanopticMap):
-        return _recounted(geometry.warp_labels(truth.ids, 0), truth)
+        return recounted(geometry.warp_labels(truth.ids, 0), truth)
     crops = geometry.warp_crops(truth.masks.crops())
     kept = np.array([index for index, crop in enumerate(crops) if crop is not None], np.intp)
     masks = Masks.from_crops([crop for crop in crops if crop is not None], geometry.size)
@@ -278,7 +279,7 @@ def apply_callable(f: Callable[..., Any], image: Image, truth: Result | None) ->
             "mask it got; ids may move or vanish, not change. Use nearest interpolation and fill with 0."
         )
     if isinstance(truth, PanopticMap):
-        return new_image, _recounted(new_mask, truth)
+        return new_image, recounted(new_mask, truth)
     kept = np.setdiff1d(new_mask, [0])
     masks = Masks.from_ids(new_mask, kept.tolist())
     return new_image, truth.with_masks(kept - 1, masks)
@@ -332,16 +333,6 @@ def _relight(image: Image, settings: AugmentSettings, rng: np.random.Generator) 
     if _chance(settings.noise, rng):
         image = light.with_noise(image, rng.uniform(0, settings.noise_std), rng)
     return image
-
-
-def _recounted(ids: npt.NDArray[Any], truth: PanopticMap) -> PanopticMap:
-    """The map with the segments of `truth` that still have pixels, areas counted anew."""
-    found, areas = np.unique(ids, return_counts=True)
-    counted: dict[int, int] = dict(zip(found.tolist(), areas.tolist(), strict=True))
-    segments: tuple[Segment, ...] = tuple(
-        replace(segment, area=counted[segment.id]) for segment in truth.segments if segment.id in counted
-    )
-    return PanopticMap(ids, segments, truth.classes)
 
 
 def _check(image: Image, truth: Result | None) -> None:

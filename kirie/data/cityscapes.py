@@ -12,13 +12,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from kirie.class_lists import CITYSCAPES
 from kirie.classes import Classes
 from kirie.data.class_table import ClassTable, read_class_table
+from kirie.data.fault import Fault
 from kirie.data.folders import FolderDataset
+from kirie.data.label_faults import unknown_mend, unknown_text
 from kirie.data.labels import LabelFormat, file_ids, find_format, present_ids
 from kirie.data.layouts import (
     FolderSettings,
@@ -31,9 +35,10 @@ from kirie.data.layouts import (
     without_truth,
 )
 from kirie.data.objects import Objects
+from kirie.data.panoptic_maps import segment_map
 from kirie.data.splits import canonical
 from kirie.errors import KirieError
-from kirie.masks import Masks
+from kirie.masks import Masks, count_ids
 from kirie.results import Instances
 
 IMAGES = "leftImg8bit"
@@ -57,7 +62,8 @@ class CityscapesDataset(FolderDataset):
     Without `gtFine` the coarse labels are taken, and `train_extra` belongs to `train`; `data.masks: gtCoarse` says so
     where both are there. `data.suffix: _gtFine_color` reads other label files. A test split whose label files are the
     published dummies is left out. Task "instance" reads `*_gtFine_instanceIds.png`: the objects of the 8 classes of
-    things, and groups of them as crowds.
+    things, and groups of them as crowds; task "panoptic" reads these and the stuff from there, with the files' numbers
+    as ids of the segments.
     """
 
     @staticmethod
@@ -85,7 +91,8 @@ class CityscapesDataset(FolderDataset):
         splits = {folder: split for folder, split in splits.items() if split}
         labels = {f"{folder.name}/{stem_of(f)}": f for folder in splits for f in list_pictures(masks / folder.name)}
         by_stem = {stem: str(masks / stem.partition("/")[0] / file) for stem, file in labels.items()}
-        ending = settings.suffix or _ending(by_stem, masks, (INSTANCE_IDS,) if task == "instance" else (IDS, TRAIN_IDS))
+        kinds = (INSTANCE_IDS,) if task in ("instance", "panoptic") else (IDS, TRAIN_IDS)
+        ending = settings.suffix or _ending(by_stem, masks, kinds)
         pairs = []
         for folder, split in splits.items():
             for file in list_pictures(folder):
@@ -104,7 +111,7 @@ class CityscapesDataset(FolderDataset):
         """The 19 classes by their ids, or those of a table beside the data.
 
         Raises:
-            KirieError: as `labels.find_format`.
+            KirieError: as `labels.find_format`, and for task "panoptic" when no class of a table is a thing.
         """
         table, kinds = read_class_table(path), {stem_of(pair.mask).rpartition("_")[2] for pair in layout.pairs}
         if not table.names:
@@ -115,21 +122,57 @@ class CityscapesDataset(FolderDataset):
         if INSTANCE_IDS not in kinds:
             return find_format(path, layout, settings, task, table)
         classes = find_format(path, layout, replace(settings, kind="index"), "semantic", table).classes
-        return LabelFormat("ids", _things(classes), published=table.source if table.published else "")
+        published = table.source if table.published else ""
+        if task != "panoptic":
+            return LabelFormat("ids", _things(classes), published=published)
+        if not any(classes.things):
+            raise KirieError(
+                f"{table.source} does not say which classes are things, whose objects *_{INSTANCE_IDS}.png tell apart; "
+                'add them to it: "things": ["person", "car"].'
+            )
+        return LabelFormat("ids", classes, published=published, segments=True)
 
     @staticmethod
     def find_objects(pair: Pair, form: LabelFormat, size: tuple[int, int] | None) -> Objects:
         """The objects and groups in a file of instance ids; without classes of things in it, none.
 
+        Where `form.segments` says so, the stuff too; ids that are neither a class nor void refuse the picture then.
+
         Raises:
             KirieError: when the file cannot be read.
         """
         ids = file_ids(pair.mask)
+        if form.segments:
+            return _segments(pair.mask, ids, form)
         label_of = {file_id: label for label, file_id in enumerate(form.classes.ids)}
-        found = [(i, label_of.get(i // 1000 if i >= 1000 else i)) for i in present_ids(ids)]
+        found = [(i, label_of.get(_class_number(i))) for i in present_ids(ids)]
         kept = [(i, label) for i, label in found if label is not None]
         masks, crowd = Masks.from_ids(ids, [i for i, _ in kept]), np.array([i < 1000 for i, _ in kept], bool)
         return Objects(Instances.from_masks(masks, [label for _, label in kept], form.classes, crowd=crowd))
+
+
+def _class_number(number: int) -> int:
+    """The number of the class that an instance id has."""
+    return number // 1000 if number >= 1000 else number
+
+
+def _segments(mask: str, ids: npt.NDArray[Any], form: LabelFormat) -> Objects:
+    """The segments in a map of instance ids: groups of things are crowds, void and unknown numbers are void."""
+    classes = form.classes
+    label_of = {file_id: label for label, file_id in enumerate(classes.ids)}
+    found, counts = count_ids(ids)
+    facts, unknown = {}, {}
+    for number, count in zip(found.tolist(), counts.tolist(), strict=True):
+        label = label_of.get(_class_number(number))
+        if label is not None and number:
+            facts[number] = (label, number < 1000 and classes.things[label])
+        elif _class_number(number) not in classes.void_ids:
+            unknown[str(number)] = count
+    truth = segment_map(ids, facts, classes)
+    if not unknown:
+        return Objects(truth)
+    what, mend = f"{mask} {unknown_text(unknown, form)}", unknown_mend(mask, form)
+    return Objects(truth, (Fault("fault", "unknown ids", what, (mask,), mend),), f"{what} {mend}")
 
 
 def _things(classes: Classes) -> Classes:

@@ -6,8 +6,7 @@ Roboflow, CVAT, Label Studio and others write it.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -16,15 +15,17 @@ import numpy as np
 
 from kirie.class_lists import COCO
 from kirie.classes import Classes
-from kirie.data.coco_file import Category, CocoFile, Outline, annotation_name
+from kirie.data.coco_file import CocoFile, Outline
 from kirie.data.coco_layout import CocoLayout, coco_files, find_coco
 from kirie.data.coco_objects import BROKEN, REWRITE, coco_objects
+from kirie.data.coco_pictures import annotation_name, distinct_names, merged_categories
 from kirie.data.fault import named
 from kirie.data.folder_layout import find_layout
 from kirie.data.folders import FolderDataset
 from kirie.data.labels import LabelFormat, find_format
 from kirie.data.layouts import FolderSettings, Layout, Pair
 from kirie.data.objects import Objects
+from kirie.data.panoptic_file import is_panoptic
 from kirie.errors import KirieError, counted
 
 
@@ -73,15 +74,15 @@ class CocoDataset(FolderDataset):
 
     @staticmethod
     def recognises(path: str | Path, task: str | None = None, settings: FolderSettings | None = None) -> bool:
-        """Whether a path is a JSON file, or a folder with COCO files and no label files beside that serve the task."""
+        """Whether a path is a JSON file that is not panoptic, or a folder with such and no label files that serve."""
         path, read = Path(path), settings or FolderSettings()
         if path.is_file():
-            return path.suffix.lower() == ".json"
+            return path.suffix.lower() == ".json" and not is_panoptic(path)
         try:
             found = path.is_dir() and bool(coco_files(path, read))
         except KirieError:  # opening says it
             found = True
-        return found and not _label_files_serve(path, task, read)
+        return found and not label_files_serve(path, task, read)
 
     @staticmethod
     def find_layout(path: Path, settings: FolderSettings, task: str | None) -> CocoLayout:
@@ -102,7 +103,7 @@ class CocoDataset(FolderDataset):
                 annotations of a file are boxes alone.
         """
         files = cast(CocoLayout, layout).files
-        ignored, known = settings.ignore or (), _categories(files.values())
+        ignored, known = settings.ignore or (), merged_categories(files.values())
         categories = [c for c in known if c.id not in ignored]
         if not categories:
             why = (
@@ -113,7 +114,7 @@ class CocoDataset(FolderDataset):
             raise KirieError(f"{', '.join(files)} {why}; expected the id and name of each class.")
         for file in files.values():
             _expect_outlines(file, ignored)
-        names = settings.classes or _distinct(categories)
+        names = settings.classes or distinct_names(categories)
         if len(names) != len(categories):
             raise KirieError(
                 f"data.classes has {len(names)} names, but {', '.join(files)} {len(categories)} categories: "
@@ -139,19 +140,19 @@ class CocoDataset(FolderDataset):
     def image_id(self, index: int) -> int | str:
         """The id that the file has for a sample's picture."""
         pair = self._pairs[index]
-        found = cast(CocoFormat, self.form).files[pair.mask].ids[pair.row]
-        return found if isinstance(found, str) else int(found)
+        return cast(CocoFormat, self.form).files[pair.mask].image_id(pair.row)
 
 
-def _label_files_serve(path: Path, task: str | None, settings: FolderSettings) -> bool:
+def label_files_serve(path: Path, task: str | None, settings: FolderSettings) -> bool:
     """Whether a folder has label files for its pictures that serve the task as well."""
     try:
         layout = find_layout(path, settings, task)
         if not any(pair.mask for pair in layout.pairs):
             return False
-        return task != "instance" or find_format(path, layout, settings, task).has_instances
+        form = None if task in (None, "semantic") else find_format(path, layout, settings, task)
     except KirieError:
         return False
+    return form is None or (form.segments if task == "panoptic" else form.has_instances)
 
 
 def _expect_outlines(file: CocoFile, ignored: Sequence[int]) -> None:
@@ -189,22 +190,3 @@ def _check_annotations(file: CocoFile, labels: Mapping[int, int]) -> None:
         places = named([annotation_name(int(file.annotation_ids[row]), row) for row in broken])
         what = counted(len(broken), "annotation")
         raise KirieError(f"{file.path} has {what} with a segmentation that cannot be used{places}. {BROKEN} {REWRITE}")
-
-
-def _categories(files: Iterable[CocoFile]) -> list[Category]:
-    known: dict[int, Category] = {}
-    for file in files:
-        for category in file.categories:
-            other = known.setdefault(category.id, category)
-            if other.name != category.name:
-                raise KirieError(
-                    f"{file.path} calls category {category.id} {category.name!r}, and another file of the data set "
-                    f"calls it {other.name!r}; all files of a data set need the same categories."
-                )
-    return list(known.values())
-
-
-def _distinct(categories: list[Category]) -> tuple[str, ...]:
-    """The names, with the id behind those that repeat."""
-    times = Counter(category.name for category in categories)
-    return tuple(c.name if times[c.name] == 1 else f"{c.name} ({c.id})" for c in categories)

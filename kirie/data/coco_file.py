@@ -6,25 +6,29 @@ Coordinates stay float64, because how COCO fills a polygon turns on differences 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from kirie.data.pair_table import Texts
+from kirie.data.coco_pictures import (
+    EXAMPLES,
+    NO_ID,
+    CocoPictures,
+    PictureReader,
+    annotation_name,
+    packed,
+    read_lists,
+    shortened,
+    whole_number,
+)
 from kirie.errors import KirieError
-from kirie.reading.json_stream import json_entries
 
-MAX_IMAGES = 10_000_000
 MAX_ANNOTATIONS = 100_000_000
-MAX_NAME = 4096  # characters of a file name, the most that file systems take
-EXAMPLES = 3
-_NO_ID = -1  # of an annotation without a whole number as id
 _NO_BOX = (np.nan,) * 4
 
 
@@ -38,50 +42,25 @@ class Outline(IntEnum):
     BROKEN = 4
 
 
-class Category(NamedTuple):
-    """A class by the number that the file has for it."""
-
-    id: int
-    name: str
-
-
 @dataclass(frozen=True, eq=False)
-class CocoFile:
+class CocoFile(CocoPictures):
     """The N pictures and M annotations of a file.
 
     Attributes:
-        path: the file.
-        categories: in the file's order.
-        labelled: whether the file has annotations at all, if only an empty list; lists of test pictures have none.
-        names: N paths of pictures as the file has them, with /; no two are equal.
-        ids: N ids of the pictures, whole numbers or else texts.
-        sizes: (N, 2) int64 H, W; 0, 0 where the file does not say.
         annotation_ids: (M,) int64, -1 where an annotation has no whole number.
         category_ids: (M,) int64, as the file has them.
         boxes: (M, 4) float64 x, y, width, height; NaN where there is none.
         areas: (M,) float64; NaN likewise.
         crowd: (M,) bool.
         outlines: (M,) uint8, `Outline`.
-        doubled: names of pictures that the file lists more than once; they have the annotations of all their entries.
-        strays: annotations of pictures that the file does not list.
-        stray_examples: some of them, in words.
     """
 
-    path: str
-    categories: tuple[Category, ...]
-    labelled: bool
-    names: Texts
-    ids: Sequence[str] | npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int64]
     annotation_ids: npt.NDArray[np.int64]
     category_ids: npt.NDArray[np.int64]
     boxes: npt.NDArray[np.float64]
     areas: npt.NDArray[np.float64]
     crowd: npt.NDArray[np.bool_]
     outlines: npt.NDArray[np.uint8]
-    doubled: tuple[str, ...]
-    strays: int
-    stray_examples: tuple[str, ...]
     _order: npt.NDArray[np.int32]  # annotations by picture; those of picture n between _starts[n] and _starts[n + 1]
     _starts: npt.NDArray[np.int64]
     _rings: npt.NDArray[np.int64]  # (M + 1,) where the rings of an annotation start in _ring_starts
@@ -122,88 +101,38 @@ def read_coco(path: str | Path) -> CocoFile:
         KirieError: when the file cannot be read, is no JSON, or is not as COCO's instances files are.
     """
     reader = _Reader(str(path))
-    steps = {"images": reader.image, "annotations": reader.annotation, "categories": reader.category}
-    seen = set()
-    for key, entries in json_entries(path):
-        step = steps.get(key)
-        if step is None:
-            continue
-        seen.add(key)
-        for number, entry in enumerate(entries):
-            if not isinstance(entry, dict):
-                raise KirieError(f"{path}: {key}[{number}] is {_short(entry)}; expected an object as COCO has it.")
-            step(entry, f"{path}: {key}[{number}]")
-    if "images" not in seen:
-        raise KirieError(
-            f"{path} is no COCO instances file: it has no list `images`. Expected an object with the lists `images`, "
-            "`annotations` and `categories`."
-        )
-    return reader.file(labelled="annotations" in seen)
+    return reader.file(labelled=read_lists(path, reader, reader.annotation))
 
 
-class _Reader:
+class _Reader(PictureReader):
     """Takes the entries in any order and packs them."""
 
+    title = "instances"
+
     def __init__(self, path: str) -> None:
-        self.path = path
-        self.categories: dict[int, Category] = {}
-        self.codes: dict[int | str, int] = {}  # numbers of the ids of pictures as they come up, listed or not
-        self.row_of: dict[int, int] = {}  # the row of a picture by such a number
-        self.rows: dict[str, int] = {}  # and by its name
-        self.doubled: dict[str, None] = {}
-        self.sizes, self.row_codes = array("q"), array("i")
-        self.image_codes = array("i")
+        super().__init__(path)
         self.annotation_ids, self.category_ids = array("q"), array("q")
         self.boxes, self.areas = array("d"), array("d")
         self.crowd, self.outlines = array("B"), array("B")
         self.rings, self.ring_starts, self.numbers = array("q", [0]), array("q", [0]), array("d")
         self.code_starts, self.packed = array("q", [0]), bytearray()
 
-    def category(self, entry: dict[str, Any], where: str) -> None:
-        number, name = _whole(entry.get("id")), entry.get("name")
-        if number is None:
-            raise KirieError(f"{where} has the id {_short(entry.get('id'))}; expected a whole number.")
-        if not isinstance(name, str) or not name.strip():
-            raise KirieError(f"{where} has the name {_short(name)}; expected a text.")
-        known = self.categories.setdefault(number, Category(number, name.strip()))
-        if known.name != name.strip():
-            raise KirieError(f"{where} has the id {number} of the category {known.name!r}; give each its own.")
-
-    def image(self, entry: dict[str, Any], where: str) -> None:
-        code, name = self._code(entry.get("id"), "id", where), entry.get("file_name")
-        if not isinstance(name, str) or not name.strip() or len(name) > MAX_NAME or "\0" in name:
-            raise KirieError(f"{where} has the file_name {_short(name)}; expected the path of a picture.")
-        name = name.replace("\\", "/")
-        size = [_whole(entry.get(side)) or 0 for side in ("height", "width")]
-        size = size if min(size) > 0 else [0, 0]
-        row = self.rows.setdefault(name, len(self.rows))
-        if row == len(self.row_codes):
-            if row >= MAX_IMAGES:
-                raise KirieError(f"{self.path} lists more than {MAX_IMAGES:,} pictures.")
-            self.row_codes.append(code)
-            self.sizes.extend(size)
-        else:
-            self.doubled[name] = None
-            if size != self.sizes[2 * row : 2 * row + 2].tolist():
-                raise KirieError(f"{where}: {name} is listed twice with different sizes; take one of them out.")
-        if self.row_of.setdefault(code, row) != row:
-            raise KirieError(f"{where}: the id {_short(entry['id'])} is that of another picture; give each its own.")
-
     def annotation(self, entry: dict[str, Any], where: str) -> None:
         if len(self.annotation_ids) >= MAX_ANNOTATIONS:
             raise KirieError(f"{self.path} has more than {MAX_ANNOTATIONS:,} annotations.")
         if "segments_info" in entry:
             raise KirieError(
-                f"{self.path} is a COCO panoptic file; kirie reads no panoptic truth yet, expected instances."
+                f"{self.path} is a COCO panoptic file, expected one of instances; leave data.format out, or say "
+                "data.format: coco_panoptic."
             )
-        category, number = _whole(entry.get("category_id")), _whole(entry.get("id"))
+        category, number = whole_number(entry.get("category_id")), whole_number(entry.get("id"))
         if category is None:
-            stated = _short(entry.get("category_id"))
+            stated = shortened(entry.get("category_id"))
             raise KirieError(f"{where} has the category_id {stated}; expected a whole number.")
-        self.image_codes.append(self._code(entry.get("image_id"), "image_id", where))
+        self.image_codes.append(self.code(entry.get("image_id"), "image_id", where))
         self.category_ids.append(category)
-        self.annotation_ids.append(_NO_ID if number is None or number < 0 else number)
-        self.crowd.append(_whole(entry.get("iscrowd")) == 1)
+        self.annotation_ids.append(NO_ID if number is None or number < 0 else number)
+        self.crowd.append(whole_number(entry.get("iscrowd")) == 1)
         box, area = entry.get("bbox"), entry.get("area")
         if not (isinstance(box, list) and len(box) == 4 and self._take(self.boxes, box)):
             self.boxes.extend(_NO_BOX)
@@ -252,76 +181,26 @@ class _Reader:
             return False
         return True
 
-    def _code(self, stated: Any, key: str, where: str) -> int:
-        number = _whole(stated)
-        if number is None and not isinstance(stated, str):
-            raise KirieError(f"{where} has the {key} {_short(stated)}; expected a whole number or a text.")
-        return self.codes.setdefault(stated if number is None else number, len(self.codes))
-
     def file(self, *, labelled: bool) -> CocoFile:
         """All that was taken."""
-        known = np.full(len(self.codes), -1, np.int32)
-        for code, row in self.row_of.items():
-            known[code] = row
-        rows = known[np.frombuffer(self.image_codes, np.int32)]
+        rows = self.annotation_rows()
         order = np.argsort(rows, kind="stable").astype(np.int32)
         starts = np.searchsorted(rows, np.arange(len(self.rows) + 1), sorter=order)
-        ids = list(self.codes)
-        own_ids = [ids[code] for code in self.row_codes]
         strays = order[: int(starts[0])]
-        stray_examples = tuple(
-            f"{annotation_name(self.annotation_ids[k], k)} is of image_id {_short(ids[self.image_codes[k]])}"
-            for k in strays[:EXAMPLES].tolist()
-        )
+        called = [annotation_name(self.annotation_ids[k], k) for k in strays[:EXAMPLES].tolist()]
         return CocoFile(
-            path=self.path,
-            categories=tuple(self.categories.values()),
-            labelled=labelled,
-            names=Texts(self.rows),
-            ids=Texts(map(str, own_ids)) if any(isinstance(i, str) for i in own_ids) else np.array(own_ids, np.int64),
-            sizes=_array(self.sizes, np.int64).reshape(-1, 2),
-            annotation_ids=_array(self.annotation_ids, np.int64),
-            category_ids=_array(self.category_ids, np.int64),
-            boxes=_array(self.boxes, np.float64).reshape(-1, 4),
-            areas=_array(self.areas, np.float64),
-            crowd=_array(self.crowd, np.bool_),
-            outlines=_array(self.outlines, np.uint8),
-            doubled=tuple(self.doubled),
-            strays=len(strays),
-            stray_examples=stray_examples,
+            **self.pictures(labelled=labelled, strays=strays, called=called),
+            annotation_ids=packed(self.annotation_ids, np.int64),
+            category_ids=packed(self.category_ids, np.int64),
+            boxes=packed(self.boxes, np.float64).reshape(-1, 4),
+            areas=packed(self.areas, np.float64),
+            crowd=packed(self.crowd, np.bool_),
+            outlines=packed(self.outlines, np.uint8),
             _order=order,
             _starts=starts,
-            _rings=_array(self.rings, np.int64),
-            _ring_starts=_array(self.ring_starts, np.int64),
-            _numbers=_array(self.numbers, np.float64),
-            _code_starts=_array(self.code_starts, np.int64),
-            _codes=_array(self.packed, np.uint8),
+            _rings=packed(self.rings, np.int64),
+            _ring_starts=packed(self.ring_starts, np.int64),
+            _numbers=packed(self.numbers, np.float64),
+            _code_starts=packed(self.code_starts, np.int64),
+            _codes=packed(self.packed, np.uint8),
         )
-
-
-def annotation_name(number: int, place: int) -> str:
-    """How to name an annotation to a person: by its id, else by its place in the list."""
-    return f"annotations[{place}]" if number == _NO_ID else f"annotation {number}"
-
-
-def _array(values: array[Any] | bytearray, dtype: Any) -> npt.NDArray[Any]:
-    """The values where they lie, not to be written to."""
-    found = np.frombuffer(values, dtype)
-    found.flags.writeable = False
-    return found
-
-
-def _whole(value: Any) -> int | None:
-    """The whole number that a value means, also as 5.0 and "5"; None when it means none or more than 64 bits."""
-    if type(value) is int and -(2**63) < value < 2**63:
-        return value
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    elif isinstance(value, str) and len(value) < 20 and value.isascii() and value.lstrip("-").isdigit():
-        value = int(value) if str(int(value)) == value else None
-    return int(value) if isinstance(value, int) and abs(value) < 2**63 else None
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

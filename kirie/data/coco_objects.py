@@ -10,7 +10,8 @@ import numpy.typing as npt
 
 from kirie import boxes as box_maths
 from kirie.classes import Classes
-from kirie.data.coco_file import CocoFile, Outline, annotation_name
+from kirie.data.coco_file import CocoFile, Outline
+from kirie.data.coco_pictures import annotation_name
 from kirie.data.fault import Fault, named, without_pixels
 from kirie.data.objects import Objects
 from kirie.errors import KirieError, counted

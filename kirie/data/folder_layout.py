@@ -43,13 +43,14 @@ def find_layout(root: Path, settings: FolderSettings, task: str | None) -> Layou
     Args:
         root: the data set's folder.
         settings: folder names, suffix, fractions, seed, group.
-        task: "instance" prefers a folder `ids` or `instances` to `masks`.
+        task: "instance" and "panoptic" prefer a folder `ids` or `instances` to `masks`.
 
     Raises:
         KirieError: when the folder is missing, a file, empty or in no layout that is known.
     """
     _expect_folder(root)
-    layout = _find(root, settings, (*ID_FOLDERS, *MASK_FOLDERS) if task == "instance" else MASK_FOLDERS)
+    objects = task in ("instance", "panoptic")
+    layout = _find(root, settings, (*ID_FOLDERS, *MASK_FOLDERS) if objects else MASK_FOLDERS)
     return _with_classes(root, layout, settings) if layout.mask_folder in ID_FOLDERS else layout
 
 

@@ -14,37 +14,42 @@ import numpy as np
 import numpy.typing as npt
 
 from kirie.classes import Classes
+from kirie.data.class_masks import with_classes
 from kirie.data.dataset import Sample, Task
 from kirie.data.fault import Fault, without_pixels
 from kirie.data.folder_layout import find_layout
 from kirie.data.geometry import in_fours
-from kirie.data.labels import LabelFormat, find_format, majority_classes, read_labels, read_masks
+from kirie.data.label_faults import check_size, missing_mask, unknown_mend, unknown_text
+from kirie.data.labels import LabelFormat, find_format, read_labels, read_masks
 from kirie.data.layouts import FolderSettings, Layout, Pair
 from kirie.data.objects import Objects
 from kirie.data.pair_table import PairTable
+from kirie.data.panoptic_maps import recounted
 from kirie.data.splits import SPLITS, expect_split
-from kirie.errors import KirieError, counted
+from kirie.errors import KirieError
 from kirie.masks import Crop, Masks
 from kirie.reading.images import read_image
-from kirie.results import Instances, Result, SemanticMap, to_semantic
+from kirie.results import Instances, PanopticMap, Result, SemanticMap, to_semantic
 
 __all__ = ["FolderDataset", "FolderSettings"]
+
+LONGEST = 16  # times as long as its shorter side a resized picture may be
 
 
 class FolderDataset:
     """Pictures and their label files below a folder; see `layouts.LAYOUTS` and `labels.LabelFormat` for what is known.
 
-    Other formats (`voc`, `cityscapes`, `ade20k`, `coco`, `yolo`) are this class with their own `recognises`,
-    `find_layout`, `find_format` and `find_objects`.
+    Other formats (`voc`, `cityscapes`, `ade20k`, `coco_panoptic`, `coco`, `yolo`) are this class with their own
+    `recognises`, `find_layout`, `find_format` and `find_objects`.
 
     Index, binary and colour-coded masks give a SemanticMap; object ids and a file per object give Instances of one
-    class, or of several where another mask says them, or with task "semantic" a SemanticMap with background. Only paths
-    are held in memory; opening looks at a few label files (at all of them when they are index files without a class
-    table).
+    class, or of several where another mask says them, or with task "semantic" a SemanticMap with background. Object ids
+    with such a mask give PanopticMaps too, with task "panoptic". Only paths are held in memory; opening looks at a few
+    label files (at all of them when they are index files without a class table).
 
     Attributes:
         classes: the classes of the truth.
-        task: "semantic" or "instance".
+        task: "semantic", "instance" or "panoptic".
         split: train, val, test, or None for all pictures.
         form: kind of the label files.
         words: the layout, for a person.
@@ -103,7 +108,9 @@ class FolderDataset:
 
     @staticmethod
     def find_objects(pair: Pair, form: LabelFormat, size: tuple[int, int] | None) -> Objects:
-        """The objects of a picture in a format whose label files tell objects apart (`form.has_instances`): likewise.
+        """The objects of a picture in a format whose label files tell objects apart: likewise.
+
+        They are Instances where `form.has_instances`, and where `form.segments` the segments of a PanopticMap.
 
         Args:
             pair: the picture and its label file.
@@ -121,7 +128,7 @@ class FolderDataset:
         if masks is None:
             return Objects(None, faults)
         if form.class_masks is not None:
-            return _with_classes(pair, masks, form, form.class_masks)
+            return with_classes(pair, masks, form, form.class_masks)
         return Objects(Instances.from_masks(masks, np.zeros(len(masks), np.int64), form.classes), faults)
 
     def only(self, split: str | None, *, own_size: bool = False) -> FolderDataset:
@@ -165,13 +172,14 @@ class FolderDataset:
         if not pair.mask:
             raise missing_mask(pair.image)
         size = (image.shape[0], image.shape[1])
-        truth = self._instances(pair, size) if self.form.has_instances else self._map(pair.image, pair.mask, size)
+        with_objects = self.form.has_instances or self.form.segments
+        truth = self._objects(pair, size) if with_objects else self._map(pair.image, pair.mask, size)
         target = resized_size(size, self.settings.short_side)
         if target != size:
             image, truth = resize_image(image, target), resize_truth(truth, target)
         return Sample(image, to_semantic(truth) if self.task == "semantic" else truth, pair.name)
 
-    def _instances(self, pair: Pair, size: tuple[int, int]) -> Result:
+    def _objects(self, pair: Pair, size: tuple[int, int]) -> Result:
         truth, _, refused = self.find_objects(pair, self.form, size)
         if truth is not None:
             check_size(pair.image, size, pair.mask, truth.size)
@@ -193,21 +201,25 @@ def fitting_task(path: Path, form: LabelFormat, task: str | None) -> Task:
     Raises:
         KirieError: when they cannot.
     """
-    if task is None:
-        return "instance" if form.has_instances else "semantic"
+    natural: Task = "panoptic" if form.segments else "instance" if form.has_instances else "semantic"
+    if task is None or task == natural:
+        return natural
     if task == "semantic":
         return "semantic"
     if task == "instance":
-        if form.has_instances:
-            return "instance"
         raise KirieError(
             f"The masks in {path} are {form.kind} masks: they say the class of a pixel, not which object it "
             "belongs to, so they cannot train task 'instance'. Use task 'semantic', or label files with object ids "
             "(a folder ids with one number per object, or data.kind: ids)."
         )
     if task == "panoptic":
-        raise KirieError(f"kirie reads no panoptic truth yet; read {path} with task semantic or instance.")
-    raise KirieError(f"There is no task {task!r}; expected semantic or instance.")
+        raise KirieError(
+            f"The label files in {path} ({form.kind}) are no panoptic truth, which says both the class of every pixel "
+            f"and the object that it belongs to; they serve task {natural!r}. COCO panoptic does (panoptic_train.json "
+            "with its PNG files), Cityscapes with *_instanceIds.png, Pascal VOC with SegmentationObject, and a folder "
+            "ids beside masks with a class table that names the things."
+        )
+    raise KirieError(f"There is no task {task!r}; expected semantic, instance or panoptic.")
 
 
 def _chosen(path: Path, split: str | None, layout: Layout) -> tuple[str | None, Sequence[Pair]]:
@@ -222,33 +234,6 @@ def _chosen(path: Path, split: str | None, layout: Layout) -> tuple[str | None, 
     if not pairs:
         raise _no_pictures(path, str(wanted), layout)
     return wanted, pairs
-
-
-def _with_classes(pair: Pair, masks: Masks, form: LabelFormat, class_form: LabelFormat) -> Objects:
-    """Objects with the class that most of their pixels have in another mask; those where it is no thing are left out.
-
-    Raises:
-        KirieError: when that mask cannot be read.
-    """
-    if not pair.classes:
-        what = f"{pair.mask} tells the objects of {pair.image} apart, but no mask says their classes."
-        fault = Fault("fault", "picture without class mask", what, (pair.image,), "Add the mask of classes.")
-        return Objects(None, (fault,), what)
-    labels, unknown = read_labels(pair.classes, class_form)
-    check_size(pair.mask, masks.size, pair.classes, labels.shape)
-    if unknown:
-        what, mend = f"{pair.classes} {unknown_text(unknown, class_form)}", unknown_mend(pair.classes, class_form)
-        return Objects(None, (Fault("fault", "unknown ids", what, (pair.classes,), mend),), f"{what} {mend}")
-    things = np.full(len(class_form.classes) + 1, -1, np.int64)  # the last is that of objects that are all void
-    things[[class_form.classes.index(name) for name in form.classes.names]] = np.arange(len(form.classes))
-    found = things[majority_classes(masks, labels, len(class_form.classes))]
-    kept = np.flatnonzero(found >= 0)
-    truth = Instances.from_masks(masks[kept], found[kept], form.classes)
-    if len(kept) == len(masks):
-        return Objects(truth)
-    what = f"{pair.mask} has {counted(len(masks) - len(kept), 'object')} that mostly lie on no thing in {pair.classes}."
-    mend = "Right for regions that are no objects; else mark their pixels with the class there."
-    return Objects(truth, (Fault("note", "object without class", what, (pair.mask, pair.classes), mend),))
 
 
 def _no_pictures(path: Path, split: str, layout: Layout) -> KirieError:
@@ -267,73 +252,19 @@ def _no_pictures(path: Path, split: str, layout: Layout) -> KirieError:
     return KirieError(f"{what}; {mend}.")
 
 
-# Faults that reading and inspecting tell in the same words
-
-
-def missing_mask(image: str) -> KirieError:
-    """The error for a picture without label file."""
-    return KirieError(f"{image} has no label file; add one with its stem, or take the picture out of the data set.")
-
-
-def check_size(image: str, size: tuple[int, ...], mask: str, mask_size: tuple[int, ...]) -> None:
-    """Nothing, when picture and label file have the same (H, W).
-
-    Raises:
-        KirieError: when they differ.
-    """
-    if tuple(size) == tuple(mask_size):
-        return
-    turned = tuple(size) == tuple(mask_size)[::-1]
-    hint = " It looks turned by 90 degrees, as pictures of a phone are that carry an EXIF rotation." if turned else ""
-    raise KirieError(
-        f"{image} is {size[0]} x {size[1]} pixels (H x W) but its label file {mask} is {mask_size[0]} x "
-        f"{mask_size[1]}.{hint} Save the label file at the size of the picture as it is shown."
-    )
-
-
-def unknown_text(unknown: dict[str, int], form: LabelFormat) -> str:
-    """What is wrong with a label file whose ids or colours are no class, with pixel counts."""
-    most = sorted(unknown.items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{key} ({counted(count, 'pixel')})" for key, count in most[:6])
-    more = f" and {len(most) - 6} more" if len(most) > 6 else ""
-    what = "colours" if form.kind == "colour" else "ids"
-    return f"holds {what} that are no class: {listed}{more}; the classes are {_class_list(form)}."
-
-
-def unknown_mend(mask: str, form: LabelFormat) -> str:
-    """How to mend unknown ids or colours in a label file."""
-    if mask.lower().endswith((".jpg", ".jpeg")):
-        return "JPEG changes the numbers in a mask: save masks as PNG."
-    if form.kind == "colour":
-        return (
-            "Add the colours to classes.json (colors, or ignore_colors for void), or save the mask without smoothing."
-        )
-    if form.kind == "binary":
-        return "Save the mask with two numbers and without smoothing, or say data.kind: index with data.classes."
-    return "Add them to classes.json (classes, or ignore_index for void) or to data.ignore, or mend the file."
-
-
-def _class_list(form: LabelFormat) -> str:
-    keys: list[Any] = list(form.classes.colors if form.kind == "colour" else form.classes.ids)
-    pairs = [f"{key} {name}" for key, name in zip(keys, form.classes.names, strict=True)]
-    void = list(form.void_colors if form.kind == "colour" else form.classes.void_ids)
-    shown = ", ".join(pairs[:12]) + (f" and {len(pairs) - 12} more" if len(pairs) > 12 else "")
-    return shown + (f"; void is {', '.join(map(str, void[:6]))}" if void else "")
-
-
 # Size
 
 
 def resized_size(size: tuple[int, int], short_side: int | None, long_side: int | None = None) -> tuple[int, int]:
     """(H, W) with the shorter side `short_side` long and the shape kept; the same size for None.
 
-    Where the longer side would then have more than `long_side` pixels it has that many.
+    Where the longer side would then have more than `long_side` pixels it has that many. Without a `long_side` that is
+    16 times the short side: a strip of 17 x 4000 pixels would grow to gigabytes otherwise.
     """
     if short_side is None:
         return size
-    scale = short_side / min(size)
-    if long_side is not None:
-        scale = min(scale, long_side / max(size))
+    longest = LONGEST * short_side if long_side is None else long_side
+    scale = min(short_side / min(size), longest / max(size))
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
@@ -349,18 +280,14 @@ def resize_image(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDA
 
 
 def resize_truth(truth: Result, size: tuple[int, int]) -> Result:
-    """A truth at another (H, W), each pixel from the nearest one; objects that vanish are dropped.
-
-    Raises:
-        KirieError: when it is neither a SemanticMap nor Instances.
-    """
+    """A truth at another (H, W), each pixel from the nearest one; objects and segments that vanish are dropped."""
     rows, columns = (
         ((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in zip(size, truth.size, strict=True)
     )
     if isinstance(truth, SemanticMap):
         return SemanticMap(truth.labels[rows[:, None], columns], truth.classes)
-    if not isinstance(truth, Instances):
-        raise KirieError(f"A truth to resize is a SemanticMap or Instances, got {type(truth).__name__}.")
+    if isinstance(truth, PanopticMap):
+        return recounted(truth.ids[rows[:, None], columns], truth)
     crops, kept = [], []
     for index, (top, left, bits) in enumerate(truth.masks.crops()):
         # The rows and columns of the new picture that fall into the crop.

@@ -5,142 +5,34 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from kirie.data import dataset_class
 from kirie.data.dataset import Dataset, Sample
 from kirie.data.fault import Fault
-from kirie.data.faults import check_whole, grouped, layout_faults
-from kirie.data.folders import check_size, fitting_task, missing_mask, unknown_mend, unknown_text
+from kirie.data.faults import check_whole, layout_faults
+from kirie.data.folders import fitting_task
+from kirie.data.inspection import ClassFacts, Inspection, Spread
+from kirie.data.label_faults import check_size, missing_mask, unknown_mend, unknown_text
 from kirie.data.labels import LabelFormat, read_labels
 from kirie.data.layouts import FolderSettings, Layout, Pair
 from kirie.data.objects import Objects
 from kirie.data.splits import SPLITS, expect_split
 from kirie.errors import KirieError, counted
+from kirie.masks import Crop
 from kirie.progress import tracked
 from kirie.reading.images import image_facts, read_image
-from kirie.results import Instances, to_semantic
+from kirie.results import Instances, PanopticMap, to_semantic
 
 NEARLY_ALL = 0.99  # of a picture void: there is hardly anything to learn from it
 TINY = 10  # pixels; objects below this are mostly slips of the annotator
 
 LABEL_IT = "Right when there is nothing to find; else label it."
-
-
-@dataclass(frozen=True)
-class ClassFacts:
-    """How much there is of one class.
-
-    Attributes:
-        name: of the class.
-        pixels: in all label files.
-        share: of all pixels that are not void, in [0, 1].
-        images: pictures in which it occurs.
-        instances: objects, without crowds; None where label files do not tell objects apart.
-    """
-
-    name: str
-    pixels: int
-    share: float
-    images: int
-    instances: int | None
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Smallest, 5 %, middle, 95 % and largest of some numbers."""
-
-    least: float
-    low: float
-    median: float
-    high: float
-    most: float
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What was found in a data set.
-
-    Attributes:
-        path: the folder.
-        task: semantic or instance, or '' when the label files could not be understood.
-        format: the kind of the label files, as `LabelFormat.kind` has it; '' likewise.
-        layout: where pictures and label files lie, in words.
-        splits: pictures of each split; pictures in no split under ''.
-        images: pictures inspected.
-        sizes: (H, W) of the smallest, the middle and the largest picture by pixels; empty when none could be read.
-        distinct_sizes: number of different sizes.
-        image_kinds: pictures by bits and channels, in words.
-        classes: one entry per class, in order.
-        void_share: share of all pixels that is void.
-        per_image: spread of the number of objects in a picture, without crowds; None where they are not told apart.
-        areas: spread of their pixels; None likewise, or when there are no objects.
-        faults: faults and notes, in the order found.
-        published: the published data set whose classes these are, as no table beside the data names others; else ''.
-        crowds: regions that hold many objects of a class together, which are neither learned nor counted.
-    """
-
-    path: str
-    task: str
-    format: str
-    layout: str
-    splits: dict[str, int]
-    images: int
-    sizes: tuple[tuple[int, int], ...]
-    distinct_sizes: int
-    image_kinds: dict[str, int]
-    classes: tuple[ClassFacts, ...]
-    void_share: float
-    per_image: Spread | None
-    areas: Spread | None
-    faults: tuple[Fault, ...]
-    published: str = ""
-    crowds: int = 0
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is no fault (notes do not count)."""
-        return not any(fault.severity == "fault" for fault in self.faults)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as plain JSON values, with `ok`."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return {**plain, "ok": self.ok}
-
-    def lines(self) -> list[str]:
-        """A summary in plain text; equal faults stand together with at most ten examples."""
-        splits = ", ".join(f"{name or 'in no split'} {count}" for name, count in self.splits.items())
-        out = [
-            f"{self.path}: {counted(self.images, 'picture')} ({splits})",
-            f"layout: {self.layout}",
-            f"labels: {self.format or 'not understood'}, task {self.task or 'unknown'}"
-            + (f", classes of {self.published}" if self.published else ""),
-        ]
-        if self.sizes:
-            small, middle, large = (f"{height} x {width}" for height, width in self.sizes)
-            sizes = small if self.distinct_sizes == 1 else f"{small} to {large}, middle {middle}"
-            out.append(f"sizes (H x W): {sizes}; {self.distinct_sizes} different")
-        out += [f"pictures: {count} of {kind}" for kind, count in self.image_kinds.items()]
-        listed = [entry for entry in self.classes if entry.images or not self.published]
-        width = max((len(entry.name) for entry in listed), default=0)
-        for entry in listed:
-            objects = "" if entry.instances is None else f", {counted(entry.instances, 'object')}"
-            pictures = counted(entry.images, "picture")
-            out.append(f"  {entry.name:<{width}}  {entry.share:7.2%} of pixels, in {pictures}{objects}")
-        if self.void_share:
-            out.append(f"  {'void':<{width}}  {self.void_share:7.2%} of all pixels")
-        if self.per_image is not None:
-            out.append(f"objects in a picture: {_spread_text(self.per_image)}")
-        if self.areas is not None:
-            out.append(f"pixels of an object: {_spread_text(self.areas)}")
-        if self.crowds:
-            out.append(f"crowds, neither learned nor counted: {counted(self.crowds, 'region')}")
-        return out + grouped(self.faults)
 
 
 def inspect_dataset(
@@ -156,7 +48,7 @@ def inspect_dataset(
 
     Args:
         path: the folder, or a COCO JSON file.
-        task: semantic or instance; None for what the label files serve.
+        task: semantic, instance or panoptic; None for what the label files serve.
         settings: how to read it; None looks for itself.
         splits: the splits to inspect; None for all pictures.
 
@@ -270,13 +162,16 @@ class _Tally:
 
     def _read_labels(self, pair: Pair, size: tuple[int, int] | None, form: LabelFormat) -> tuple[int, int] | None:
         """Counts a label file and tells its (H, W); None where it has none of its own."""
-        if not form.has_instances or self.find_objects is None:
+        if not (form.has_instances or form.segments) or self.find_objects is None:
             return self._read_map(pair.mask, form)
         truth, faults, _ = self.find_objects(pair, form, size)
         self.faults += faults
         if truth is None:
             return None
-        self._count_objects(pair, truth)
+        if isinstance(truth, PanopticMap):
+            self._count_segments(pair, truth)
+        else:
+            self._count_objects(pair, truth)
         return truth.size
 
     def _read_map(self, path: str, form: LabelFormat) -> tuple[int, int]:
@@ -292,14 +187,12 @@ class _Tally:
             self.unknown.update(unknown)
             what, mend = f"{path} {unknown_text(unknown, form)}", unknown_mend(path, form)
             self.add("fault", "unknown ids", what, path, mend=mend)
+        self._note_void(path, void / labels.size)
         self._notes_on_map(path, form, void / labels.size, counts[: len(classes)])
         return int(labels.shape[0]), int(labels.shape[1])
 
     def _notes_on_map(self, path: str, form: LabelFormat, void_share: float, counts: npt.NDArray[np.int64]) -> None:
-        if void_share >= NEARLY_ALL:
-            what = f"{path} is void to {void_share:.1%}."
-            self.add("note", "nearly all void", what, path, mend="Label it, or take the picture out.")
-        elif form.classes.has_background and counts[0] and not counts[1:].any():
+        if void_share < NEARLY_ALL and form.classes.has_background and counts[0] and not counts[1:].any():
             what = f"{path} holds background alone."
             self.add("note", "empty mask", what, path, mend=LABEL_IT)
         facts = image_facts(path)
@@ -309,6 +202,35 @@ class _Tally:
         if form.kind == "colour" and (facts.palette or facts.channels < 3):
             what = f"{path} has {'a palette' if facts.palette else 'grey values'} where others have colours."
             self.add("note", "mixed label files", what, path, mend="Its colours are used; save all in one way.")
+
+    def _note_void(self, path: str, share: float) -> None:
+        if share >= NEARLY_ALL:
+            what = f"{path} is void to {share:.1%}."
+            self.add("note", "nearly all void", what, path, mend="Label it, or take the picture out.")
+
+    def _count_segments(self, pair: Pair, truth: PanopticMap) -> None:
+        labels, areas = (np.array([getattr(s, name) for s in truth.segments], np.int64) for name in ("label", "area"))
+        crowd = np.array([s.crowd for s in truth.segments], bool)
+        single = np.array([s.is_thing for s in truth.segments], bool) & ~crowd
+        count, pixels = len(truth.classes), truth.ids.size
+        of_classes = np.zeros(count, np.int64)
+        np.add.at(of_classes, labels, areas)
+        self.pixels += of_classes
+        self.images += of_classes > 0
+        self.instances += np.bincount(labels[single], minlength=count)
+        self.objects.append(int(single.sum()))
+        self.crowds += int(crowd.sum())
+        void = pixels - int(areas.sum())
+        self.void, self.total = self.void + void, self.total + pixels
+        self._note_void(pair.mask, void / pixels)
+        self._add_areas(pair, areas[single])
+
+    def _add_areas(self, pair: Pair, areas: npt.NDArray[np.int64]) -> None:
+        self.areas.append(areas)
+        tiny = int((areas < TINY).sum())
+        if tiny:
+            what = f"{pair.image} has {counted(tiny, 'object')} of fewer than {TINY} pixels."
+            self.add("note", "tiny objects", what, pair.image, mend="Look at them; stray pixels should be erased.")
 
     def _count_objects(self, pair: Pair, truth: Instances) -> None:
         singles = truth.singles()
@@ -323,16 +245,18 @@ class _Tally:
         self.pixels += np.bincount(painted.ravel(), minlength=shift + len(truth.classes))[shift:]
         self.images += np.bincount(truth.labels, minlength=len(truth.classes)) > 0
         self.total += painted.size
-        areas = singles.masks.areas()
-        self.areas.append(areas)
-        tiny = int((areas < TINY).sum())
-        if tiny:
-            what = f"{pair.image} has {counted(tiny, 'object')} of fewer than {TINY} pixels."
-            self.add("note", "tiny objects", what, pair.image, mend="Look at them; stray pixels should be erased.")
+        self._add_areas(pair, singles.masks.areas())
         twice = _doubled(truth)
         if twice:
             what = f"{pair.image} has {counted(twice, 'object')} with the class and the box of another one."
             self.add("fault", "object stated twice", what, pair.image, mend="Take one of each out.")
+        apart = sum(map(_in_parts, singles.masks.crops())) if self.form is not None and self.form.kind == "ids" else 0
+        if apart:
+            what = f"{pair.mask} has {counted(apart, 'object')} in several parts, each of which may be an object."
+            mend = (
+                "Give each object a number of its own; a mask of background and foreground belongs in a folder masks."
+            )
+            self.add("note", "object in several parts", what, pair.mask, mend=mend)
 
     def conclude(self) -> None:
         """Adds what only all label files together show."""
@@ -355,7 +279,7 @@ class _Tally:
             image_kinds=dict(self.kinds.most_common()),
             classes=self._class_facts(form, task),
             void_share=self.void / self.total if self.total else 0.0,
-            per_image=_spread(self.objects) if form and form.has_instances else None,
+            per_image=_spread(self.objects) if form and (form.has_instances or form.segments) else None,
             areas=_spread(areas),
             faults=tuple(self.faults),
             published=form.published if form else "",
@@ -367,15 +291,25 @@ class _Tally:
             return ()
         labelled = max(self.total - self.void - sum(self.unknown.values()), 1)
         rows = zip(form.classes.names, self.pixels.tolist(), self.images.tolist(), self.instances.tolist(), strict=True)
+        told = [form.has_instances or (form.segments and thing) for thing in form.classes.things]
         facts = tuple(
-            ClassFacts(name, pixels, pixels / labelled, seen, objects if form.has_instances else None)
-            for name, pixels, seen, objects in rows
+            ClassFacts(name, pixels, pixels / labelled, seen, objects if apart else None)
+            for (name, pixels, seen, objects), apart in zip(rows, told, strict=True)
         )
         if form.has_instances and task == "semantic":
             rest = self.total - int(self.pixels.sum())
             background = ClassFacts("background", rest, rest / labelled, len(self.objects), None)
             return (background, *facts)
         return facts
+
+
+def _in_parts(crop: Crop) -> bool:
+    """Whether a mask has more than one connected part of a tenth of its pixels or more."""
+    if not crop.bits.size:
+        return False
+    count, _, facts, _ = cv2.connectedComponentsWithStats(crop.bits.view(np.uint8), connectivity=8)
+    areas = facts[1:count, cv2.CC_STAT_AREA]
+    return int((10 * areas >= areas.sum()).sum()) > 1
 
 
 def _doubled(truth: Instances) -> int:
@@ -389,14 +323,3 @@ def _spread(values: Any) -> Spread | None:
     if not len(values):
         return None
     return Spread(*(float(v) for v in np.percentile(values, [0, 5, 50, 95, 100])))
-
-
-def _spread_text(spread: Spread) -> str:
-    least, low, middle, high, most = (f"{value:,.0f}" for value in dataclasses.astuple(spread))
-    return f"{least} to {most}, middle {middle}, 90 % within {low} to {high}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    return [_plain(entry) for entry in value] if isinstance(value, list | tuple) else value

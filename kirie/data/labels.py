@@ -30,13 +30,14 @@ class LabelFormat:
     """How to read every label file of a data set.
 
     Attributes:
-        kind: index, binary, colour, ids, instance_folders or polygons.
+        kind: index, binary, colour, ids, instance_folders, polygons, coco or panoptic.
         classes: the classes of the truth; of ids without `class_masks` and of instance_folders one thing.
         void_colors: colours that mean void, for colour; with them, files of ids may hold a colour for each object.
         dropped_ids: object ids that are no objects, for ids.
         guessed: whether no table named the classes.
         published: the published data set whose classes these are, as no table beside the data names others; else ''.
         class_masks: how to read the masks (`Pair.classes`) that say the classes of the objects, for ids.
+        segments: whether the truth has a segment for every pixel, of things and of stuff.
     """
 
     kind: str
@@ -46,11 +47,12 @@ class LabelFormat:
     guessed: bool = False
     published: str = ""
     class_masks: LabelFormat | None = None
+    segments: bool = False
 
     @property
     def has_instances(self) -> bool:
-        """Whether label files tell objects apart."""
-        return self.kind in ("ids", "instance_folders", "polygons")
+        """Whether label files tell objects apart, and say nothing else or are read for nothing else."""
+        return self.kind in ("ids", "instance_folders", "polygons", "panoptic") and not self.segments
 
 
 # Looking at files
@@ -79,7 +81,7 @@ def find_format(
         root: the data set's folder, where the class table lies.
         layout: its label files.
         settings: kind, classes and ignored ids, where the user says them.
-        task: "semantic", "instance" or None.
+        task: "semantic", "instance", "panoptic" or None.
         table: the classes; None reads the table beside the data.
 
     Raises:
@@ -109,8 +111,11 @@ def find_format(
         seen = _look(files)
     kind = settings.kind if settings.kind != "auto" else _kind(seen, layout.mask_folder, table, task)
     guessed, published = not table.names, table.source if table.published else ""
-    if kind == "ids" and len(_things(table)) > 1 and any(pair.classes for pair in layout.pairs):
-        return _with_class_masks(root, layout, settings, table)
+    if kind == "ids" and any(pair.classes for pair in layout.pairs):
+        if task == "panoptic":
+            return _with_stuff(root, layout, settings, table)
+        if len(_things(table)) > 1:
+            return _with_class_masks(root, layout, settings, table)
     if kind in ("ids", "instance_folders"):
         return LabelFormat(kind, _thing(table), (), table.void_ids or (), guessed, published)
     if kind == "colour":
@@ -188,6 +193,24 @@ def _with_class_masks(root: Path, layout: Layout, settings: FolderSettings, tabl
     at = [form.classes.index(name) for name in names]
     classes = Classes(tuple(names), tuple(form.classes.colors[i] for i in at), (True,) * len(names))
     return LabelFormat("ids", classes, (), settings.ignore or (), False, form.published, form)
+
+
+def _with_stuff(root: Path, layout: Layout, settings: FolderSettings, table: ClassTable) -> LabelFormat:
+    """The form of object ids and class masks that are read together as panoptic truth.
+
+    Raises:
+        KirieError: as `_with_class_masks`, and when no table says which classes are things.
+    """
+    if not table.things:
+        raise KirieError(
+            f"{root} has object ids and class masks, but {table.source or 'no class table'} does not say which classes "
+            'are things, whose objects the ids tell apart. Write classes.json with them: {"classes": ["road", "car"], '
+            '"things": ["car"]}.'
+        )
+    form = _with_class_masks(root, layout, settings, table)
+    whole = form.class_masks or form
+    things = tuple(name in form.classes.names for name in whole.classes.names)
+    return replace(form, classes=replace(whole.classes, things=things), segments=True)
 
 
 def _things(table: ClassTable) -> list[str]:

@@ -50,7 +50,7 @@ class FolderSettings:
         classes: names, in place of those in classes.json or classes.txt.
         ignore: ids in label files that mean void, in place of those in classes.json (255 without one). In files of
             object ids they are no objects, and their pixels are background as those of 0 are. In COCO and YOLO: the
-            numbers of classes that are left out.
+            numbers of classes that are left out, in COCO panoptic of those that are void.
         val_fraction: share of the pictures for `val` where neither folders nor list files say it.
         test_fraction: share for `test`, likewise.
         seed: of that split.

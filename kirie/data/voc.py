@@ -47,7 +47,7 @@ class VocDataset(FolderDataset):
     Lists without the name of a split (`default.txt`, or `trainval.txt` alone) make one pool that the seed splits.
 
     With task "instance" the objects are those of `SegmentationObject`, each of the class that most of its pixels have
-    in `SegmentationClass`.
+    in `SegmentationClass`; with task "panoptic" they are the things of a map whose stuff is the background.
     """
 
     @staticmethod
@@ -63,7 +63,7 @@ class VocDataset(FolderDataset):
             KirieError: when lists are missing, cannot be used or name no picture that is there.
         """
         home = _home(path)
-        objects = task == "instance" and (home / (settings.masks or OBJECTS)).is_dir()
+        objects = task in ("instance", "panoptic") and (home / (settings.masks or OBJECTS)).is_dir()
         files = _lists(home, settings, enlarged=not objects)
         layout = _paired(home, read_list_files(files, IMAGE_SUFFIXES), settings, objects=objects)
         names = ", ".join(file.name for file in files)

@@ -309,7 +309,7 @@ def test_command_fails_in_sentences(kirie_, maps, tmp_path):
     code, out, err = kirie_("convert", maps, tmp_path / "out", "--to", "coco")
     assert code == 1 and not out and err.startswith("Error: ") and "--to masks" in err and "Traceback" not in err
     code, _, err = kirie_("convert", maps, tmp_path / "out", "--to", "labelme")
-    assert code == 1 and "masks, ids, coco, yolo" in err
+    assert code == 1 and "masks, ids, coco, coco_panoptic, yolo" in err
     assert kirie_("convert", maps, tmp_path / "out")[0] == 2  # --to is missing
     (maps / "masks" / "train" / "train0.png").write_bytes(b"")
     code, out, err = kirie_("convert", maps, tmp_path / "out", "--to", "masks", "--skip-bad")

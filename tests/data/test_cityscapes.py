@@ -12,6 +12,7 @@ from kirie.data.cityscapes import CityscapesDataset
 from kirie.data.folders import FolderSettings
 from kirie.data.inspect import inspect_dataset
 from kirie.errors import KirieError
+from kirie.results import PanopticMap
 
 SIZE = (12, 20)
 TRAIN_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
@@ -268,3 +269,67 @@ def test_without_files_of_objects(cityscapes):
         path.unlink()
     with pytest.raises(KirieError, match=r"holds no label files \*_gtFine_instanceIds\.png in the splits"):
         open_dataset(cityscapes, task="instance")
+
+
+# Panoptic
+
+
+def panoptic_pixels(seed):
+    """As `instance_ids`, without the number 255, which no class has and which is not void."""
+    pixels = instance_ids(seed)
+    return np.where(pixels == 255, 4, pixels).astype(np.uint16)
+
+
+def with_segments(root):
+    with_objects(root)
+    for index, path in enumerate(sorted((root / "gtFine").rglob("*_instanceIds.png"))):
+        if "test" not in path.parts:
+            cv2.imwrite(str(path), panoptic_pixels(index))
+
+
+def test_segments_by_the_rule_of_the_published_script(cityscapes):
+    """An id is a segment, a group of a class with objects is a crowd, and what is not evaluated is void."""
+    with_segments(cityscapes)
+    data = open_dataset(cityscapes, "train", task="panoptic")
+    assert type(data) is CityscapesDataset and data.task == "panoptic" and data.classes == CITYSCAPES
+    assert open_dataset(cityscapes, "train").task == "semantic"
+    crowds = 0
+    for index in range(len(data)):
+        pixels = cv2.imread(data.file_facts(index)["mask"], cv2.IMREAD_UNCHANGED).astype(np.int64)
+        expected, ids = {}, np.zeros(SIZE, np.int64)
+        for value in np.unique(pixels).tolist():
+            number = value if value < 1000 else value // 1000
+            if number in TRAIN_IDS:
+                crowd = value < 1000 and number in THINGS
+                expected[value] = (TRAIN_IDS[number], number in THINGS, crowd, int((pixels == value).sum()), 1.0)
+                ids[pixels == value] = value
+                crowds += crowd
+        truth = data[index].truth
+        assert type(truth) is PanopticMap and np.array_equal(truth.ids, ids)
+        assert {s.id: (s.label, s.is_thing, s.crowd, s.area, s.score) for s in truth.segments} == expected
+    assert crowds > 0
+    found = inspect_dataset(cityscapes, task="panoptic", splits=["train"])
+    assert found.ok and (found.task, found.published, found.crowds) == ("panoptic", "Cityscapes", crowds)
+    objects = inspect_dataset(cityscapes, task="instance", splits=["train"])
+    of_things = [entry.instances for entry, thing in zip(found.classes, CITYSCAPES.things, strict=True) if thing]
+    assert of_things == [entry.instances for entry in objects.classes]
+
+
+def test_numbers_that_are_no_class_refuse_a_panoptic_picture(cityscapes):
+    with_objects(cityscapes)
+    data = open_dataset(cityscapes, "train", task="panoptic")
+    count = int((cv2.imread(data.file_facts(0)["mask"], cv2.IMREAD_UNCHANGED) == 255).sum())
+    with pytest.raises(KirieError, match=rf"instanceIds\.png holds ids that are no class: 255 \({count} pixels\)"):
+        data[0]
+    assert {f.kind for f in inspect_dataset(cityscapes, task="panoptic").faults if f.severity == "fault"} == {
+        "unknown ids"
+    }
+
+
+def test_label_ids_alone_are_no_panoptic_truth(cityscapes):
+    with_segments(cityscapes)
+    with pytest.raises(KirieError, match=r"\(index\) are no panoptic truth"):
+        open_dataset(cityscapes, task="panoptic", settings=FolderSettings(suffix="_gtFine_labelIds"))
+    (cityscapes / "classes.json").write_text(json.dumps({"classes": ["way", "car"], "ids": [7, 26]}))
+    with pytest.raises(KirieError, match="does not say which classes are things"):
+        open_dataset(cityscapes, task="panoptic")

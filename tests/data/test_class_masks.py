@@ -164,6 +164,56 @@ def test_what_is_wrong(tmp_path):
         open_dataset(tmp_path / "deep", task="instance")
 
 
+# Panoptic
+
+
+def test_objects_and_class_masks_are_panoptic_truth(tmp_path):
+    """By hand: an object has its own pixels, whatever the mask says there; other pixels have the mask's class."""
+    ids = boxes((9, 1, 1), (300, 1, 10), (301, 10, 10))
+    classes = np.ones(SIZE)
+    classes[12:], classes[:, 30:] = 0, 255
+    classes[ids == 9], classes[ids == 300] = 2, 3
+    classes[1, 1:3] = 255  # of object 9
+    classes[20:22, 20:26] = 3  # a van without a number
+    one(tmp_path, ids, classes)
+    data = open_dataset(tmp_path, task="panoptic")
+    assert data.task == "panoptic" and data.classes.names == tuple(TABLE["classes"])
+    assert data.classes.things == (False, False, True, True) and open_dataset(tmp_path).task == "semantic"
+    truth = data[0].truth
+    expected = {
+        ("car", True, False): ids == 9,
+        ("van", True, False): ids == 300,
+        ("background", False, False): classes == 0,
+        ("road", False, False): classes == 1,  # object 301 mostly lies there, and is no thing
+        ("van", True, True): (classes == 3) & (ids != 300),
+    }
+    found = {(data.classes.names[s.label], s.is_thing, s.crowd): truth.ids == s.id for s in truth.segments}
+    assert found.keys() == expected.keys() and len(found) == len(truth.segments)
+    assert all(np.array_equal(found[key], mask) for key, mask in expected.items())
+    assert np.array_equal(truth.ids == 0, (classes == 255) & (ids != 9))
+    inspected = inspect_dataset(tmp_path, task="panoptic", settings=ALL)
+    assert inspected.ok and (inspected.task, inspected.format, inspected.crowds) == ("panoptic", "ids", 1)
+    assert [(e.name, e.instances) for e in inspected.classes] == [
+        ("background", None), ("road", None), ("car", 1), ("van", 1),
+    ]  # fmt: skip
+
+
+def test_what_is_no_panoptic_truth(tmp_path):
+    ids, classes = boxes((1, 1, 1)), np.full(SIZE, 2)
+    one(tmp_path / "a", ids, classes, {"classes": ["background", "road", "car"]})
+    with pytest.raises(KirieError, match="does not say which classes are things"):
+        open_dataset(tmp_path / "a", task="panoptic")
+    one(tmp_path / "b", ids, None, {"classes": ["car"]})
+    with pytest.raises(KirieError, match=r"\(ids\) are no panoptic truth.*they serve task 'instance'"):
+        open_dataset(tmp_path / "b", task="panoptic")
+    one(tmp_path / "c", ids, classes, {"classes": ["background", "road", "car"], "things": ["car"]})
+    assert len(open_dataset(tmp_path / "c", task="panoptic")[0].truth.segments) == 2  # the car and a crowd of cars
+    (tmp_path / "c" / "masks" / "a.png").rename(tmp_path / "c" / "masks" / "b.png")
+    (tmp_path / "c" / "images" / "b.png").write_bytes((tmp_path / "c" / "images" / "a.png").read_bytes())
+    with pytest.raises(KirieError, match="no mask says their classes"):
+        open_dataset(tmp_path / "c", task="panoptic")[0]
+
+
 # Real data
 
 

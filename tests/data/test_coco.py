@@ -487,7 +487,7 @@ BROKEN = {
     "no categories": ('{"images": [{"id": 1, "file_name": "a.png"}], "annotations": []}', "no `categories`"),
     "a number": ('{"images": [3]}', r"images\[0\] is 3"),
     "no class": ('{"annotations": [{"image_id": 1}], "images": []}', r"annotations\[0\] has the category_id None"),
-    "panoptic": ('{"annotations": [{"segments_info": []}], "images": []}', "panoptic"),
+    "panoptic": ('{"annotations": [{"segments_info": []}], "images": []}', r"annotations\[0\] has the image_id None"),
     "deep": ('{"images": ' + "[" * 10**5, "too deeply"),
 }
 

@@ -12,12 +12,12 @@ from pycocotools import mask as coco_mask
 import kirie.data as data_formats
 from kirie.classes import Classes
 from kirie.data import open_dataset
-from kirie.data.folders import FolderDataset, FolderSettings, resize_truth
+from kirie.data.folders import FolderDataset, FolderSettings, resize_truth, resized_size
 from kirie.data.pair_table import PairTable
 from kirie.data.splits import seeded_split
 from kirie.errors import KirieError
 from kirie.masks import Masks
-from kirie.results import Instances, PanopticMap, SemanticMap
+from kirie.results import Instances, PanopticMap, Segment, SemanticMap
 
 RNG = np.random.default_rng(1)
 SIZE = (12, 16)
@@ -674,9 +674,20 @@ def test_objects_are_resized_as_a_label_map_is(size):
     assert np.array_equal(found.masks.dense(), np.stack([expected == i for i in (1, 2, 3) if (expected == i).any()]))
 
 
-def test_a_truth_of_another_type_is_not_resized():
-    with pytest.raises(KirieError, match="SemanticMap or Instances, got PanopticMap"):
-        resize_truth(PanopticMap(np.zeros((4, 4), np.int32), (), Classes.numbered(2)), (2, 2))
+@pytest.mark.parametrize("size", [(7, 9), (33, 21), (12, 40)])
+def test_segments_are_resized_as_a_label_map_is(size):
+    ids = np.zeros((20, 25), np.int32)
+    ids[2:9, 3:11], ids[10:19, 12:25], ids[0, 0] = 70_000, 2, 3
+    facts = {70_000: (1, False), 2: (1, True), 3: (0, False)}
+    segments = [Segment(i, label, label == 1, 1.0, int((ids == i).sum()), crowd) for i, (label, crowd) in facts.items()]
+    found = resize_truth(PanopticMap(ids, tuple(segments), Classes(("sky", "car"), things=(False, True))), size)
+    ranks = np.where(ids == 70_000, 1, ids).astype(np.uint8)
+    expected = cv2.resize(ranks, size[::-1], interpolation=cv2.INTER_NEAREST_EXACT).astype(np.int32)
+    expected[expected == 1] = 70_000
+    assert np.array_equal(found.ids, expected)
+    kept = {i: facts[i] for i in facts if (expected == i).any()}
+    assert {s.id: (s.label, s.crowd) for s in found.segments} == kept
+    assert all(s.area == (expected == s.id).sum() and s.is_thing == (s.label == 1) for s in found.segments)
 
 
 def test_pictures_of_many_channels_are_resized(tmp_path):
@@ -730,3 +741,17 @@ def test_nuclei_as_published(shared):
     assert len(sample.truth) == len(files) and sample.image.shape[2] == 3
     total = sum(int((np.asarray(Image.open(f)) > 0).sum()) for f in files)
     assert int(sample.truth.masks.areas().sum()) == total
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((480, 640), (800, None), (800, 1067)),
+        ((480, 640), (800, 900), (675, 900)),
+        ((17, 4000), (512, None), (35, 8192)),
+        ((4000, 17), (512, None), (8192, 35)),
+        ((17, 4000), (None, None), (17, 4000)),
+    ],
+)
+def test_a_strip_does_not_grow_without_bound(size, limits, expected):
+    assert resized_size(size, *limits) == expected

@@ -349,3 +349,18 @@ def test_street(shared):
         pixels += np.bincount(np.asarray(Image.open(path)).ravel(), minlength=256)
     assert [entry.pixels for entry in found.classes] == pixels[:11].tolist()
     assert found.void_share == pixels[11] / pixels.sum()
+
+
+def test_one_number_for_several_blobs_is_noted(tmp_path):
+    """A mask of background and foreground among object ids, say."""
+    for name in "ab":
+        picture(tmp_path / "images" / f"{name}.png")
+    apart, whole = np.zeros(SIZE, np.uint8), np.zeros(SIZE, np.uint8)
+    apart[1:4, 1:5] = apart[6:9, 12:16] = 255
+    whole[1:9, 1:9] = 1
+    whole[1:9, 10:18] = 2
+    whole[0, 19] = 2  # a speck is no part
+    mask(tmp_path / "ids" / "a.png", apart)
+    mask(tmp_path / "ids" / "b.png", whole)
+    (note,) = (f for f in inspect_dataset(tmp_path).faults if f.kind == "object in several parts")
+    assert note.severity == "note" and note.files == (str(tmp_path / "ids" / "a.png"),) and "1 object" in note.what

@@ -355,3 +355,24 @@ def test_objects_that_are_wrong(voc_objects):
     assert kinds == {
         "picture without class mask", "unknown ids", "label file cannot be used", "picture without label file",
     }  # fmt: skip
+
+
+def test_panoptic_truth(voc_objects):
+    """An object has the class that most of its pixels have, void and other pixels what the class mask says."""
+    data = open_dataset(voc_objects, "train", task="panoptic")
+    assert type(data) is VocDataset and data.classes == VOC and data.task == "panoptic"
+    for index in range(len(data)):
+        files, truth = data.file_facts(index), data[index].truth
+        objects, classes = (np.asarray(Image.open(files[name])) for name in ("mask", "classes"))
+        instances = open_dataset(voc_objects, "train", task="instance")[index].truth
+        found = [(truth.ids == s.id, s.label) for s in truth.segments if s.is_thing and not s.crowd]
+        assert len(found) == len(instances) > 0
+        for (mask, label), own, name in zip(found, instances.masks, instances.labels, strict=True):
+            assert np.array_equal(mask, own) and VOC.names[label] == instances.classes.names[name]
+        covered = instances.masks.dense().any(0)
+        for segment in truth.segments:
+            if segment.crowd or not segment.is_thing:
+                assert np.array_equal(truth.ids == segment.id, (classes == segment.label) & ~covered)
+                assert segment.crowd == (segment.label > 0)
+        assert np.array_equal(truth.ids == 0, (classes == 255) & ~covered)
+        assert not (covered & ((objects == 0) | (objects == 255))).any()

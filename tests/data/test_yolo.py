@@ -141,7 +141,7 @@ def test_task_semantic_and_sizes(tmp_path):
     small = open_dataset(tmp_path, "train", task="semantic", settings=FolderSettings(short_side=20, channels=1))
     assert small[0].image.shape == (20, 30, 1) and np.array_equal(small[0].truth.labels, painted[1::2, 1::2])
     assert small.only("train", own_size=True)[0].image.shape == (*SIZE, 1)
-    with pytest.raises(KirieError, match="kirie reads no panoptic truth yet"):
+    with pytest.raises(KirieError, match="no panoptic truth"):
         open_dataset(tmp_path, task="panoptic")
 
 

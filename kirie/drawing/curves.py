@@ -234,6 +234,8 @@ def _spoken(name: str) -> str:
         "ap50": "AP50",
         "ap75": "AP75",
         "pq": "PQ",
+        "sq": "SQ",
+        "rq": "RQ",
     }
     return " ".join(proper.get(word, word) for word in words)
 

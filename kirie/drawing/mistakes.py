@@ -16,8 +16,8 @@ from kirie.drawing.palette import Color
 from kirie.drawing.picture import ImageLike, Picture, font_for, shorten
 from kirie.errors import KirieError
 from kirie.masks import Crop, Masks
-from kirie.matches import matched, overlaps
-from kirie.results import Instances, SemanticMap
+from kirie.matches import Matches, matched, overlaps
+from kirie.results import Instances, PanopticMap, Result, SemanticMap, to_instances, to_semantic
 
 FALSE_POSITIVE: Color = (235, 80, 45)
 FALSE_NEGATIVE: Color = (60, 145, 255)
@@ -25,8 +25,10 @@ WRONG: Color = (225, 40, 60)
 FOUND: Color = (90, 215, 120)
 
 IOU = 0.5  # from which on an object counts as found
+ABOVE_IOU = float(np.nextafter(IOU, 1))  # from which on a segment does, as panoptic quality asks for more than a half
 
 Style = Literal["area", "line", "double", "dashes"]
+Task = Literal["semantic", "instance", "panoptic"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Mark:
 
 
 def difference(
-    result: SemanticMap | Instances,
-    truth: SemanticMap | Instances,
+    result: Result,
+    truth: Result,
     image: ImageLike | None = None,
     *,
     legend: bool = False,
@@ -55,8 +57,12 @@ def difference(
     red-orange with a double outline. An object is found when a result of its class is matched with it, one to one, at
     an IoU of 0.5 or more; one of the wrong class is therefore both missed and false. Crowds of the truth are hatched.
 
+    Of panoptic maps pixels of a wrong class are red, of stuff and of things, and things have the outlines of objects.
+    A thing is found where panoptic quality matches it: by one of its class at an IoU above 0.5, without the pixels that
+    are void in the truth. Void and crowds are hatched, and the borders of true stuff are thin white lines.
+
     Args:
-        result: a SemanticMap or Instances; all objects are shown, so leave out those with low scores before.
+        result: any of the three; all objects are shown, so leave out those with low scores before.
         truth: of the same kind, size and number of classes.
         image: the picture; without one the ground is plain grey.
         legend: whether to add a strip below the picture that says what the colours mean.
@@ -66,26 +72,30 @@ def difference(
     """
     _check(result, truth)
     dim = _dimmed(image, truth.size)
+    task: Task
     if isinstance(result, SemanticMap) and isinstance(truth, SemanticMap):
-        drawn = _of_maps(result, truth, dim)
+        task, drawn = "semantic", _of_maps(result, truth, dim)
     elif isinstance(result, Instances) and isinstance(truth, Instances):
-        drawn = _of_objects(result, truth, dim)
+        task, drawn = "instance", _of_objects(result, truth, dim)
+    elif isinstance(result, PanopticMap) and isinstance(truth, PanopticMap):
+        task, drawn = "panoptic", _of_segments(result, truth, dim)
     else:
         raise KirieError(f"Cannot show where {type(result).__name__} differ from {type(truth).__name__}.")
     picture = Image.fromarray(drawn)
-    return (
-        _with_key(picture, difference_key(truth.classes, objects=isinstance(truth, Instances))) if legend else picture
+    return _with_key(picture, difference_key(truth.classes, task)) if legend else picture
+
+
+def difference_key(classes: Classes, task: Task) -> tuple[Mark, ...]:
+    """What the colours and outlines of a `difference` between results of a task mean."""
+    outlines = (
+        Mark(FOUND, "line", "found"),
+        Mark(FALSE_NEGATIVE, "dashes", "missed: true but not predicted"),
+        Mark(FALSE_POSITIVE, "double", "false: predicted but not true"),
     )
-
-
-def difference_key(classes: Classes, *, objects: bool) -> tuple[Mark, ...]:
-    """What the colours and outlines of a `difference` mean."""
-    if objects:
-        return (
-            Mark(FOUND, "line", "found"),
-            Mark(FALSE_NEGATIVE, "dashes", "missed: true but not predicted"),
-            Mark(FALSE_POSITIVE, "double", "false: predicted but not true"),
-        )
+    if task == "instance":
+        return outlines
+    if task == "panoptic":
+        return (Mark(WRONG, "area", "wrong class"), *outlines)
     if len(classes) == 2:
         return (
             Mark(FALSE_POSITIVE, "area", "predicted but not true"),
@@ -94,7 +104,7 @@ def difference_key(classes: Classes, *, objects: bool) -> tuple[Mark, ...]:
     return (Mark(WRONG, "area", "wrong class"),)
 
 
-def _check(result: SemanticMap | Instances, truth: SemanticMap | Instances) -> None:
+def _check(result: Result, truth: Result) -> None:
     if result.size != truth.size:
         raise KirieError(
             f"The result has size {result.size} (H, W) and the truth {truth.size}; compare like with like."
@@ -139,11 +149,45 @@ def _of_objects(result: Instances, truth: Instances, dim: Picture) -> Picture:
     colors = np.array([(0, 0, 0), (200, 200, 200), FALSE_POSITIVE, FALSE_NEGATIVE], np.uint8)
     kinds = np.array([CLEAR, VOID, PAINTED, PAINTED], np.uint8)
     drawn = paint(dim, Layer(tinted, colors, kinds, False), 0.3, contours=False)
-    width = max(1, round(max(truth.size) / 400))
-    _outline(drawn, result.masks[matches.results], FOUND, "line", width)
-    _outline(drawn, false, FALSE_POSITIVE, "double", width)
-    _outline(drawn, missed, FALSE_NEGATIVE, "dashes", width)
+    _outline_matches(drawn, result.masks, truth.masks, matches)
     return drawn
+
+
+def _of_segments(result: PanopticMap, truth: PanopticMap, dim: Picture) -> Picture:
+    verdict = np.zeros(truth.size, np.uint8)  # the kind of each pixel, as in `colors`
+    verdict[to_semantic(result).labels != to_semantic(truth).labels] = 2
+    verdict[np.isin(truth.ids, [0, *(segment.id for segment in truth.segments if segment.crowd)])] = 1
+    dim[_stuff_borders(truth)] = 205
+    colors = np.array([(0, 0, 0), (200, 200, 200), WRONG], np.uint8)
+    drawn = paint(dim, Layer(verdict, colors, np.array([CLEAR, VOID, PAINTED], np.uint8), False), 0.6, contours=False)
+    found, there = to_instances(result), to_instances(truth)
+    _outline_matches(drawn, found.masks, there.masks, _matched_things(result, truth, found, there))
+    return drawn
+
+
+def _stuff_borders(truth: PanopticMap) -> npt.NDArray[np.bool_]:
+    """(H, W) the borders of the segments but those of things, which have outlines of their own."""
+    width, things = line_width(truth.size), [segment.id for segment in truth.segments if segment.is_thing]
+    inside = np.isin(truth.ids, things)
+    lines: npt.NDArray[np.bool_] = (borders(truth.ids, width) > 0) & (borders(inside, width) == 0) & ~inside
+    return lines
+
+
+def _matched_things(result: PanopticMap, truth: PanopticMap, found: Instances, there: Instances) -> Matches:
+    """The matches of the things of two maps, `found` and `there`, as panoptic quality makes them."""
+    things = [segment.id for segment in result.segments if segment.is_thing]
+    counting = found.with_masks(slice(None), Masks.from_ids(np.where(truth.ids == 0, 0, result.ids), things))
+    matches = matched(overlaps(counting, there, within_class=True), there.crowd, ABOVE_IOU)
+    mostly_void = 2 * counting.masks.areas() < found.masks.areas()
+    return matches._replace(false=matches.false & ~mostly_void)
+
+
+def _outline_matches(picture: Picture, found: Masks, there: Masks, matches: Matches) -> None:
+    """Draws what of the masks of a result and a truth is found, false and missed in place."""
+    width = max(1, round(max(picture.shape[:2]) / 400))
+    _outline(picture, found[matches.results], FOUND, "line", width)
+    _outline(picture, found[matches.false], FALSE_POSITIVE, "double", width)
+    _outline(picture, there[matches.missed], FALSE_NEGATIVE, "dashes", width)
 
 
 def _outline(picture: Picture, masks: Masks, color: Color, style: Style, width: int) -> None:

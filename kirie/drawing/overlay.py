@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from kirie.drawing.palette import Color, beside, object_colors, rgb
+from kirie.drawing.palette import Color, beside, legend_color, object_colors, rgb
 from kirie.drawing.picture import ImageLike, Picture, as_picture, font_for, plain, shorten
 from kirie.drawing.tags import Tag, too_small, write_tags
 from kirie.errors import KirieError
@@ -53,9 +53,11 @@ def draw(
         alpha: how much of the colour covers the picture, 0 (nothing) to 1 (all).
         contours: whether to draw the borders of classes and objects.
         boxes: whether to draw the boxes of objects; among many objects, small ones have neither box nor words.
-        names: whether to write their classes on objects and segments, where there is room.
+        names: whether to write their classes on objects and segments, where there is room; on objects of the only class
+            there is, no name is written.
         scores: whether to write the scores of objects there, except those of a truth, which are all 1.
-        legend: whether to add a strip below the picture with the classes that occur in it.
+        legend: whether to add a strip below the picture with the classes that occur in it; there is none for objects of
+            the only class there is, whose colours just tell them apart.
 
     Raises:
         KirieError: when the picture cannot be read, differs in size from the result, or alpha is out of range.
@@ -201,6 +203,7 @@ def _tags_of(result: Instances | PanopticMap, layer: Layer, names: bool, scores:
     if isinstance(result, PanopticMap):
         return _segment_tags(result, layer, names, scores)
     sure = bool((result.scores == 1).all())  # as truth is of everything: its scores say nothing
+    names = names and len(result.classes) > 1
     tags = []
     for index in np.argsort(-result.scores, kind="stable"):
         name = result.classes.names[result.labels[index]] if names else ""
@@ -236,12 +239,17 @@ def _legend_of(result: Result) -> list[tuple[str, Color | None]]:
         found = np.flatnonzero(np.bincount(result.labels.ravel(), minlength=1)).tolist()
         void = classes.void in found
     elif isinstance(result, Instances):
-        found, void = np.unique(result.labels).tolist(), False
+        found, void = np.unique(result.labels).tolist() if len(classes) > 1 else [], False
     else:
         found = sorted({segment.label for segment in result.segments})
         void = bool((result.ids == 0).any())
     shown = [i for i in found if i < len(classes) and not (i == 0 and classes.has_background)]
-    entries: list[tuple[str, Color | None]] = [(classes.names[i], classes.colors[i]) for i in shown]
+    objects = {s.label for s in result.segments if s.is_thing} if isinstance(result, PanopticMap) else set()
+    if isinstance(result, Instances):
+        objects = set(found)
+    entries: list[tuple[str, Color | None]] = [
+        (classes.names[i], legend_color(i, classes) if i in objects else classes.colors[i]) for i in shown
+    ]
     return [*entries, ("void", None)] if void else entries
 
 

@@ -61,6 +61,11 @@ def _shades(color: Color, share: float) -> tuple[npt.NDArray[np.uint8], npt.NDAr
     return shades, labs
 
 
+def legend_color(label: int, classes: Classes) -> Color:
+    """The colour that stands for the objects of a class: that of the first of them."""
+    return rgb(object_colors([label], classes)[0])
+
+
 def _varied(color: Color, turn: int, share: float) -> Color:
     if turn == 0 and max(color) >= 100:
         return color

@@ -24,11 +24,13 @@ if TYPE_CHECKING:
         hausdorff95,
     )
     from kirie.metrics.instance import InstanceMetric, InstanceReport
+    from kirie.metrics.panoptic import PanopticMetric, PanopticReport
     from kirie.metrics.semantic import SemanticMetric, SemanticReport, confusion_table, dice, iou
 
 METRICS = {
     "semantic": "kirie.metrics.semantic:SemanticMetric",
     "instance": "kirie.metrics.instance:InstanceMetric",
+    "panoptic": "kirie.metrics.panoptic:PanopticMetric",
     "boundary": "kirie.metrics.boundary:BoundaryMetric",
 }
 
@@ -38,6 +40,8 @@ __all__ = [
     "BoundaryReport",
     "InstanceMetric",
     "InstanceReport",
+    "PanopticMetric",
+    "PanopticReport",
     "SemanticMetric",
     "SemanticReport",
     "average_surface_distance",
@@ -56,6 +60,8 @@ _HOMES = {
     "BoundaryReport": "boundary",
     "InstanceMetric": "instance",
     "InstanceReport": "instance",
+    "PanopticMetric": "panoptic",
+    "PanopticReport": "panoptic",
     "SemanticMetric": "semantic",
     "SemanticReport": "semantic",
     "average_surface_distance": "boundary",

@@ -38,9 +38,11 @@ class Evaluation:
     """A model measured on a data set.
 
     Attributes:
-        report: the numbers over all pictures, as the task has them: a `SemanticReport` or an `InstanceReport`.
+        report: the numbers over all pictures, as the task has them: a `SemanticReport`, an `InstanceReport` or a
+            `PanopticReport`.
         names: the pictures, in the data set's order.
-        scores: each picture's own score (mean IoU; matching accuracy of objects), NaN where there is nothing to score.
+        scores: each picture's own score (mean IoU; matching accuracy of objects; panoptic quality), NaN where there is
+            nothing to score.
     """
 
     report: Any
@@ -116,7 +118,10 @@ def _metric_of(
     if isinstance(model, InstanceModel):
         given = {"threshold": model.shown_threshold} | given
     elif given:
-        raise KirieError(f"{' and '.join(given)} choose among objects, and a model for task {model.task!r} gives none.")
+        raise KirieError(
+            f"There is nothing to measure by {' and '.join(given)}: a model for task {model.task!r} gives a map and "
+            "no objects to choose among."
+        )
     return partial(metric_class(model.task), classes, **given)
 
 
@@ -143,12 +148,13 @@ def evaluate(
         settings: how the folders are read; None reads them as the model's recipe did.
         name: what the report calls the model.
         threshold: for objects, the score from which on results are shown and enter the scores that have no score axis
-            (matching accuracy, precision, counts...); None takes the model's own. AP takes results of any score.
+            (matching accuracy, precision, counts...); AP takes results of any score. For a panoptic model, the score
+            from which on objects enter its maps. None takes the model's own.
         max_detections: for objects, the most results of a class that enter AP in a picture, and how many the model
             gives at most. None is COCO's 100, and the model's own limit. Pictures with more objects need more.
 
     Returns:
-        The `SemanticReport` or `InstanceReport`, as the model's task is.
+        The `SemanticReport`, `InstanceReport` or `PanopticReport`, as the model's task is.
 
     Raises:
         KirieError: when the data cannot be read, their classes are not the model's, or the reports cannot be written.
@@ -158,8 +164,9 @@ def evaluate(
     dataset = data if not isinstance(data, str | Path) else open_for(model, data, split, settings)
     if not len(dataset):
         raise KirieError("The data set has no pictures, so there is nothing to measure.")
-    predictor = Predictor(model, device=device, max_detections=max_detections)
-    evaluation = measure(predictor, dataset, title="evaluating", threshold=threshold, max_detections=max_detections)
+    merged, measured = (threshold, None) if model.task == "panoptic" else (None, threshold)  # where scores choose
+    predictor = Predictor(model, device=device, threshold=merged, max_detections=max_detections)
+    evaluation = measure(predictor, dataset, title="evaluating", threshold=measured, max_detections=max_detections)
     if out is not None:
         write_evaluation(Path(out), evaluation, predictor, dataset, name=name)
     return evaluation.report

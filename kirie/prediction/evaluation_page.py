@@ -12,6 +12,7 @@ from kirie.drawing import ReportContent, ReportFigure, confusion_figure, differe
 from kirie.metrics.average_precision import RECALLS
 from kirie.metrics.instance import InstanceReport
 from kirie.metrics.matching import IOUS
+from kirie.metrics.panoptic import PanopticReport
 from kirie.metrics.report import Report
 from kirie.metrics.semantic import SemanticReport
 
@@ -29,7 +30,7 @@ def semantic_page(report: SemanticReport, title: str) -> ReportContent:
         title=title,
         figures=(ReportFigure("Of the pixels of each true class, the share that was given each class.", shares),),
         score_name="mean IoU",
-        marks=difference_key(report.classes, objects=False),
+        marks=difference_key(report.classes, "semantic"),
         marks_note="Right pixels are grey, white lines are the borders of the truth, and hatched pixels have no truth "
         "and do not count.",
         **_numbers(report, columns),
@@ -54,7 +55,7 @@ def instance_page(report: InstanceReport, title: str) -> ReportContent:
         title=title,
         figures=tuple(_instance_figures(report)),
         score_name="matching accuracy",
-        marks=difference_key(report.classes, objects=True),
+        marks=difference_key(report.classes, "instance"),
         marks_note=f"Only {shown} are drawn. Found means matched one to one with a result of its class at an IoU of "
         "0.5 or more, so an object with the wrong class is both missed and false. Hatched regions are crowds, which do "
         "not count.",
@@ -89,7 +90,31 @@ def _instance_figures(report: InstanceReport) -> list[ReportFigure]:
     return figures
 
 
-PAGES: dict[str, Callable[[Any, str], ReportContent]] = {"semantic": semantic_page, "instance": instance_page}
+def panoptic_page(report: PanopticReport, title: str) -> ReportContent:
+    """Of PQ by class, and of the segments that make it up."""
+    columns = {"Kind": "kind", "PQ": "pq", "SQ": "sq", "RQ": "rq", "TP": "tp", "FP": "fp", "FN": "fn"}
+    return ReportContent(
+        title=title,
+        score_name="panoptic quality",
+        marks=difference_key(report.classes, "panoptic"),
+        marks_note="Pixels of the right class are grey, and things have outlines: found means matched with a result of "
+        "its class at an IoU above 0.5, so a thing with the wrong class is both missed and false. White lines are the "
+        "borders of true stuff; hatched are void and crowds, which do not count.",
+        meanings={
+            "Kind": "Of things each object is a segment, of stuff all of a class in a picture is one.",
+            "TP": "Segments of the result matched with one of the truth of their class, at an IoU above 0.5.",
+            "FP": "Segments of the result without a match, but those mostly in void or in crowds of their class.",
+            "FN": "Segments of the truth without a match, but crowds.",
+        },
+        **_numbers(report, columns),
+    )
+
+
+PAGES: dict[str, Callable[[Any, str], ReportContent]] = {
+    "semantic": semantic_page,
+    "instance": instance_page,
+    "panoptic": panoptic_page,
+}
 
 
 def _numbers(report: Report, columns: dict[str, str]) -> dict[str, Any]:

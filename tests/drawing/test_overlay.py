@@ -133,8 +133,35 @@ def test_names_of_any_kind_are_drawn(monkeypatch, fonts):
     _font.cache_clear()
 
 
+def test_the_name_of_the_only_class_is_not_written_and_has_no_legend():
+    one, two = (Classes(names, things=(True,) * len(names)) for names in (("cell",), ("cell", "other")))
+    masks = Masks.from_crops([Crop(30, 10, np.ones((40, 60), bool))], (120, 120))
+    drawn = {
+        (len(classes), score): np.asarray(
+            draw(Instances.from_masks(masks, [0], classes, np.array([score])), grey_picture(120, 120), legend=True)
+        )
+        for classes in (one, two)
+        for score in (1.0, 0.5)
+    }
+    bare = np.asarray(draw(Instances.from_masks(masks, [0], one), grey_picture(120, 120), names=False))
+    assert np.array_equal(drawn[1, 1.0], bare)
+    assert (drawn[1, 0.5] != bare).any(), "the score is"
+    assert len(drawn[2, 1.0]) > len(drawn[1, 0.5]) == 120
+
+
+def test_the_legend_has_the_colour_of_a_classs_first_object_also_where_that_of_the_class_is_too_dark():
+    classes = Classes(("dark", "bright"), ((20, 0, 30), (200, 40, 40)), (True, True))
+    masks = Masks.from_crops([Crop(2, 2, np.ones((9, 9), bool)), Crop(2, 40, np.ones((9, 9), bool))], (40, 60))
+    both = Instances.from_masks(masks, [0, 1], classes)
+    for result in (both, to_panoptic(both)):
+        drawn = np.asarray(draw(result, alpha=1, boxes=False, names=False, contours=False, legend=True))
+        strip = drawn[40:].reshape(-1, 3)
+        for place in (6, 44):
+            assert (strip == drawn[6, place]).all(1).any()
+
+
 def test_many_small_objects_go_without_names_and_a_large_one_among_them_keeps_its_own():
-    classes = Classes(("cell",), things=(True,))
+    classes = Classes(("cell", "other"), things=(True, True))
     crops = [Crop(6 * row, 6 * column, np.ones((4, 4), bool)) for row in range(6) for column in range(6)]
     small = Instances.from_masks(Masks.from_crops(crops, (200, 200)), [0] * 36, classes)
     picture = grey_picture(200, 200)

@@ -71,7 +71,13 @@ app.command()(convert)
 
 @app.command()
 def train(
-    data: Annotated[Path, typer.Argument(metavar="RECIPE|DATA", help="A recipe (.yaml) or the folder of a data set.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RECIPE|DATA",
+            help="A recipe (.yaml, or a name of `kirie models --recipes`), a data set's folder, or package.module:f.",
+        ),
+    ],
     model: Annotated[str | None, typer.Option(help="Architecture, in place of the recipe's.")] = None,
     changes: Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder (default: in runs, by the data's name).")] = None,
@@ -82,12 +88,6 @@ def train(
 
     By a recipe, or by the defaults on the folder of a data set.
     """
-    if not data.exists():
-        raise KirieError(f"There is neither a recipe nor a data folder {data}.")
-    from kirie.data import is_dataset
-
-    if data.suffix.lower() not in (".yaml", ".yml") and not is_dataset(data):
-        raise KirieError(f"{data} is no recipe, which ends in .yaml, and no data set: a folder or a COCO file.")
     from kirie.training.fit import train as fit
 
     see_own_modules()

@@ -101,6 +101,9 @@ def load(
 
 def models(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAMES...]", help="Which; all by default.")] = None,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="List the recipes that come with kirie; with NAMES, print their YAML.")
+    ] = False,
     size: Annotated[str, typer.Option(metavar="PIXELS|HxW", help="The picture that is counted for.")] = "512",
     classes: Annotated[int, typer.Option(help="How many classes.")] = 21,
     measure: Annotated[
@@ -108,11 +111,14 @@ def models(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the architectures.
+    """List the architectures, or the recipes.
 
     Task, parameters, operations, how many public releases load, and when to choose each. All with their default
     arguments; GFLOPs count a multiplication with its addition as one, as papers do.
     """
+    if recipes:
+        _show_recipes(names or [], as_json=as_json)
+        return
     match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", size)
     if match is None:
         raise KirieError(f"A size is a number of pixels such as 512, or height x width such as 512x1024; got {size!r}.")
@@ -143,6 +149,35 @@ def models(
     width = max(len(f.name) for f in facts)
     for f in facts:
         print(f"{f.name.ljust(width)}  {f.advice}")
+
+
+def _show_recipes(names: list[str], *, as_json: bool) -> None:
+    """Prints the list of recipes, or the YAML of those named."""
+    from kirie.recipe_zoo import recipe_rows, recipe_text
+    from kirie.terminal import json_text, print_table
+
+    if names:
+        print("\n".join(recipe_text(name) for name in names), end="")
+        return
+    rows = recipe_rows()
+    if as_json:
+        print(json_text({"recipes": rows}))
+        return
+    shown = ("recipe", "title", "task", "model", "score")
+    print_table([{name: row[name] for name in shown} for row in rows])
+    print("\nTrain by one: kirie train NAME --set data.path=...; print one to edit it: kirie models --recipes NAME.")
+    print("Data that they expect, each in its data.path:")
+    for data in dict.fromkeys(row["data"] for row in rows):
+        places = {f"{row['recipe'].partition('/')[0]} ({row['task']})" for row in rows if row["data"] == data}
+        print(f"- {', '.join(sorted(places))}: {data}")
+    print("Settings of other projects, whose score it is; what differs is told in the recipe:")
+    for row in rows:
+        if row["counterpart"]:
+            print(f"- {row['recipe']}: {row['counterpart']}")
+    print(
+        "Scores, on the val pictures, are those of "
+        + "; ".join(dict.fromkeys(r["source"] for r in rows if r["source"]))
+    )
 
 
 def _check_place(out: Path | None, file: Path | None, *, overwrite: bool) -> None:

@@ -35,7 +35,7 @@ class DataRecipe(FolderSettings):
     """The data set: where it is, which task's truth to read, which splits to use, and how its folders are read.
 
     Attributes:
-        path: its folder.
+        path: its folder, or one file for all of it; or a user's own `package.module:function`, see `data/listed.py`.
         task: "semantic", "instance", "panoptic", or None for what the model learns.
         train: the split to learn from.
         val: the split to measure on.
@@ -85,16 +85,28 @@ class AugmentRecipe:
         preset: a row of `PRESETS`.
         change: fields of `AugmentSettings` to set otherwise than the preset.
         own: a user's `package.module:function`, called as f(image=, mask=) after it.
+        short_sides: each picture is first resized so that its shorter side has one of so many pixels, drawn anew each
+            time; the largest is that of prediction. Empty for none. With `train.patch` null, batches of whole pictures
+            of unequal size are padded at the right and below, without truth there.
+        long_side: most pixels that the longer side then has.
     """
 
     preset: str = "light"
     change: dict[str, Any] = field(default_factory=dict)
     own: str | None = None
+    short_sides: tuple[int, ...] = ()
+    long_side: int | None = None
 
     __pydantic_config__ = _STRICT
 
     def __post_init__(self) -> None:
         augment_settings(self)
+        _check_ranges("augment", self, {"short_sides": (1, 2**16), "long_side": (1, 2**16)})
+        if self.long_side is not None and not (self.short_sides and max(self.short_sides) <= self.long_side):
+            raise KirieError(
+                f"augment.long_side is {self.long_side!r:.60}; expected at least the largest of augment.short_sides, "
+                f"{list(self.short_sides)!r:.60}, or none."
+            )
         if self.own is not None and not _OWN.fullmatch(self.own):
             raise KirieError(f"augment.own must be package.module:function, got {self.own!r:.60}")
 
@@ -116,9 +128,13 @@ class TrainRecipe:
         layer_decay: each level of the model, counted from the head, learns at this many times the rate of the level
             above it; 1 is the same for all. For encoders with pretrained weights, 0.7 to 0.95.
         weight_decay: of weights, not of norms and biases.
+        decay_biases: whether biases are decayed like weights, as by Detectron2; those of norms never are.
         momentum: of SGD.
+        nesterov: whether SGD looks ahead by it.
         warmup: share of all steps during which the learning rate rises from near 0.
-        schedule: "cosine", "poly" (power 0.9) or "constant" after that.
+        schedule: "cosine", "poly" (power 0.9), "step" (at each of the milestones times gamma) or "constant" after that.
+        milestones: of the schedule "step", as rising shares of all steps.
+        gamma: of the schedule "step".
         accumulate: batches whose gradients are averaged before the weights move.
         clip: largest norm of the gradient; 0 for no limit.
         ema: decay of the moving average of the weights, which is what is measured and saved; 0 for none.
@@ -141,9 +157,13 @@ class TrainRecipe:
     learning_rate: float = 1e-3
     layer_decay: float = 1.0
     weight_decay: float = 0.01
+    decay_biases: bool = False
     momentum: float = 0.9
+    nesterov: bool = True
     warmup: float = 0.05
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "step", "constant"] = "cosine"
+    milestones: tuple[float, ...] = ()
+    gamma: float = 0.1
     accumulate: int = 1
     clip: float = 1.0
     ema: float = 0.0
@@ -165,6 +185,12 @@ class TrainRecipe:
             raise KirieError(f"train.class_weights must be at least 0 and not all 0, got {self.class_weights}")
         if not 0 < self.layer_decay <= 1:
             raise KirieError(f"train.layer_decay must be above 0 and at most 1, got {self.layer_decay!r:.60}")
+        stones = list(self.milestones)
+        if (self.schedule == "step") != bool(stones) or stones != sorted(stones):
+            raise KirieError(
+                "train.milestones are rising shares of all steps for the schedule step, which needs them and no other "
+                f"does; got {stones!r:.60} for {self.schedule!r:.60}"
+            )
         try:
             if self.loss is not None:
                 build_loss(self.loss)
@@ -182,6 +208,10 @@ class Recipe:
     train: TrainRecipe = field(default_factory=TrainRecipe)
 
     __pydantic_config__ = _STRICT
+
+    def __post_init__(self) -> None:
+        if self.data.short_side is not None and self.augment.short_sides:
+            raise KirieError("data.short_side and augment.short_sides both resize the pictures: leave out one of them")
 
 
 _SECTIONS = {"data": DataRecipe, "model": ModelRecipe, "augment": AugmentRecipe, "train": TrainRecipe}
@@ -335,6 +365,8 @@ _TRAIN_RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": _NUMBER,
     "momentum": (0, 1),
     "warmup": (0, 1),
+    "milestones": (math.ulp(0), 1),
+    "gamma": (math.ulp(0), 1),
     "accumulate": (1, _MOST),
     "clip": _NUMBER,
     "ema": (0, 1),

@@ -1,17 +1,18 @@
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from tiny import make_data, random_unet
 
 from kirie.classes import Classes
 from kirie.data.augment import PRESETS
 from kirie.errors import KirieError
-from kirie.models.file import save
+from kirie.models.file import load, save
 from kirie.models.unet import UNet
+from kirie.prediction.evaluate import evaluate
 from kirie.recipe import (
     AugmentRecipe,
     DataRecipe,
@@ -28,7 +29,6 @@ from kirie.recipe import (
     write_recipe,
 )
 
-ROOT = Path(__file__).resolve().parents[1]
 SMALLEST = {"data": {"path": "somewhere"}}
 
 
@@ -39,13 +39,6 @@ def written(tmp_path, text):
 
 
 # Reading
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: str(path.parent.name))
-def test_every_recipe_of_the_repository_can_be_followed(path):
-    recipe = read_recipe(path)
-    augment_settings(recipe.augment)
-    build_model(recipe.model, Classes.numbered(3))
 
 
 def test_the_smallest_recipe_is_all_defaults():
@@ -185,7 +178,7 @@ FAULTS = {
     "train.weight_decay=-1": r"train\.weight_decay must be at least 0",
     "train.momentum=1": r"train\.momentum must be at least 0 and below 1",
     "train.warmup=1": r"train\.warmup must be at least 0 and below 1",
-    "train.schedule=linear": r"train\.schedule: .*'cosine', 'poly' or 'constant'",
+    "train.schedule=linear": r"train\.schedule: .*'cosine', 'poly', 'step' or 'constant'",
     "train.accumulate=0": r"train\.accumulate must be at least 1",
     "train.clip=-0.1": r"train\.clip must be at least 0",
     "train.ema=-0.1": r"train\.ema must be at least 0",
@@ -271,6 +264,32 @@ def test_an_entry_that_comes_twice(tmp_path):
         read_recipe(written(tmp_path, "data: {path: x}\ntrain: {epochs: 3, epochs: 4}"))
     with pytest.raises(KirieError, match="found 'data' twice"):
         read_recipe(written(tmp_path, "data: {path: x}\ndata: {path: y}"))
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("train: {schedule: step}", "rising shares of all steps for the schedule step, which needs them"),
+        ("train: {milestones: [0.5]}", r"got \[0.5\] for 'cosine'"),
+        ("train: {schedule: step, milestones: [0.9, 0.5]}", "rising shares"),
+        ("train: {schedule: step, milestones: [0.5, 1]}", r"train\.milestones must be above 0 and below 1"),
+        ("train: {schedule: step, milestones: [0.5], gamma: 0}", r"train\.gamma must be above 0"),
+        ("augment: {short_sides: [0, 64]}", r"augment\.short_sides must be at least 1"),
+        ("augment: {long_side: 1333}", r"augment\.long_side is 1333; expected at least the largest"),
+        ("augment: {short_sides: [640, 800], long_side: 700}", r"augment\.long_side is 700"),
+        ("augment: {short_sides: 640}", r"augment\.short_sides"),
+        ("augment: {short_sides: [640.5]}", r"augment\.short_sides"),
+    ],
+)
+def test_schedules_and_sizes_that_are_none(section, message, tmp_path):
+    with pytest.raises(KirieError, match=message):
+        read_recipe(written(tmp_path, f"data: {{path: x}}\n{section}"))
+
+
+def test_pictures_are_resized_in_one_place_only():
+    values = {"data": {"path": "x", "short_side": 512}, "augment": {"short_sides": [640]}}
+    with pytest.raises(KirieError, match=r"data\.short_side and augment\.short_sides both resize"):
+        parse_recipe(values)
 
 
 def test_files_that_are_missing_or_too_large(tmp_path):
@@ -475,9 +494,20 @@ def test_a_users_own_augmentation(mine):
 def test_reading_a_recipe_imports_no_code_it_names(mine, tmp_path):
     # Model files keep a recipe as a record, and whoever wrote one must not choose what runs here.
     recipe = parse_recipe(
-        {**SMALLEST, "model": {"name": "minepack.nets:Net"}, "augment": {"own": "minepack.nets:shift"}}
+        {
+            "data": {"path": "minepack.nets:shift"},
+            "model": {"name": "minepack.nets:Net"},
+            "augment": {"own": "minepack.nets:shift"},
+        }
     )
     assert recipe.model.name == "minepack.nets:Net"
+    assert not [name for name in sys.modules if name.startswith("minepack")]
+
+
+def test_a_model_file_imports_no_data_that_it_names(mine, tmp_path):
+    record = {"data": {"path": "minepack.nets:shift", "val": "val"}}
+    save(random_unet(), tmp_path / "model.safetensors", recipe=record)
+    evaluate(load(tmp_path / "model.safetensors"), make_data(tmp_path / "data"), device="cpu")
     assert not [name for name in sys.modules if name.startswith("minepack")]
 
 

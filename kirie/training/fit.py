@@ -18,10 +18,11 @@ from kirie.criterion import USUAL_LOSS, build_loss
 from kirie.data import is_dataset, open_dataset
 from kirie.data.batch import AugmentedSamples, BatchPlan, TrainingLoader
 from kirie.data.dataset import Dataset
+from kirie.data.listed import is_own
 from kirie.errors import KirieError, counted
 from kirie.files import write_text
 from kirie.models import model_class
-from kirie.models.contract import InputFacts
+from kirie.models.contract import InputFacts, SegmentationModel
 from kirie.models.parts.semantic import SemanticModel
 from kirie.progress import say
 from kirie.recipe import (
@@ -35,18 +36,27 @@ from kirie.recipe import (
     recipe_values,
     write_recipe,
 )
+from kirie.recipe_zoo import recipe_file
 from kirie.training.checkpoint import FILE
 from kirie.training.device import accelerator
 from kirie.training.optimise import optimiser
 from kirie.training.run import MODEL, RECIPE
 from kirie.training.stop import StopSignal
 from kirie.training.trainer import LoopSettings, Trainer
+from kirie.training.whole import PaddedLoader, ScaledSamples
 
 # What learns from nothing in minutes on a CPU, by what the labels are.
 SMALL = {
     "semantic": {"name": "unet", "arguments": {"width": 16, "bias": False}},
     "instance": {"name": "yolact", "arguments": {"encoder": "resnet18", "channels": 64, "shown_threshold": 0.4}},
-}
+    "panoptic": {
+        "name": "panoptic_fpn",
+        "arguments": {
+            "encoder": "resnet18", "channels": 64, "norm": True, "anchor_sizes": [16, 32, 64, 128, 256],
+            "box_width": 256, "mask_convs": 2, "mask_width": 64, "width": 64, "stuff_area": 256,
+        },
+    },
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,67 +80,107 @@ class Run:
 
 
 def train(
-    data: str | Path | Recipe,
+    data: str | Path | Recipe | Dataset,
     *,
     model: str | None = None,
     changes: Sequence[str] = (),
     out: str | Path | None = None,
     resume: bool = False,
     device: str = "auto",
+    dataset: Dataset | None = None,
+    trainer: type[Trainer] = Trainer,
 ) -> Run:
     """Trains a model and returns its run; the same road as `kirie train`.
 
     Args:
-        data: a recipe, its YAML file, or a data set: its folder, or the file of a COCO or YOLO one. A data set is
-            trained by the defaults, and unless `model` or `changes` say otherwise with a model small enough for a
-            CPU: a U-Net, or a YOLACT where the labels tell single objects.
+        data: a recipe, its YAML file, its name in `recipe_zoo.RECIPES`, or a data set: one that is open, its folder,
+            the file of a COCO or YOLO one, or your own `package.module:function`. A data set is trained by the
+            defaults, and unless `model` or `changes` say otherwise with a model small enough for a CPU, as its labels
+            are: see `SMALL`.
         model: a row of `MODELS` to use in place of the recipe's.
         changes: entries of the recipe to set, such as "train.epochs=40".
         out: the run's folder. When not given `runs/DATA`, by the name of the data's folder, and `runs/DATA-MODEL` for
             a recipe, of which there may be several for the same data.
         resume: go on where the run in that folder stopped, exactly as if it had not.
         device: "auto", "cpu", "cuda"...
+        dataset: an open data set, in place of the one that the recipe names.
+        trainer: a class of your own that derives from `Trainer`.
 
     Raises:
         KirieError: when recipe or data are at fault, the folder holds another run, or the loss stops being a number.
     """
-    own_model = model not in (None, "unet") or any(change.startswith("model.") for change in changes)
-    if model is not None:
-        changes = (f"model.name={model}", *changes)
-    whole = not isinstance(data, Recipe) and is_dataset(data)
-    if isinstance(data, Recipe):
-        recipe = parse_recipe(recipe_values(data), changes)
-    elif whole:
-        values: dict[str, Any] = {"data": {"path": str(data)}}
-        recipe = parse_recipe(values, changes)
-        if not own_model:
-            values["model"] = SMALL["semantic" if model else _natural_task(recipe)]
-            recipe = parse_recipe(values, changes)
+    if not isinstance(data, str | Path | Recipe):
+        dataset, whole = data, True
+        data = type(dataset).__name__
     else:
-        recipe = read_recipe(data, changes)
+        whole = not isinstance(data, Recipe) and (is_own(data) or is_dataset(data))
+        # The record says where the data came from, and a recipe's own path would not be true.
+        changes = changes if dataset is None else (*changes, f"data.path={type(dataset).__name__}")
+    if whole:
+        recipe = _usual_recipe(str(data), model, changes, dataset)
+    elif isinstance(data, Recipe):
+        recipe = parse_recipe(recipe_values(data), _with_model(model, changes))
+    else:
+        recipe = read_recipe(recipe_file(data), _with_model(model, changes))
     folder = Path(out) if out is not None else _usual_folder(recipe, with_model=not whole)
-    return fit(recipe, folder, resume=resume, device=device)
+    return fit(recipe, folder, resume=resume, device=device, dataset=dataset, trainer=trainer)
 
 
-def _natural_task(recipe: Recipe) -> str:
-    """The task that the labels of a recipe's data serve, unless it names one; said where that is not semantic."""
+def _usual_recipe(path: str, model: str | None, changes: Sequence[str], dataset: Dataset | None) -> Recipe:
+    """The recipe for a data set that comes without one."""
+    values: dict[str, Any] = {"data": {"path": path}}
+    every = _with_model(model, changes)
+    recipe = parse_recipe(values, every)
+    if model in (None, "unet") and not any(change.startswith("model.") for change in changes):
+        values["model"] = SMALL["semantic" if model else _natural_task(recipe, dataset)]
+        recipe = parse_recipe(values, every)
+    return recipe
+
+
+def _with_model(model: str | None, changes: Sequence[str]) -> Sequence[str]:
+    return changes if model is None else (f"model.name={model}", *changes)
+
+
+def _natural_task(recipe: Recipe, dataset: Dataset | None) -> str:
+    """The task that the labels of the data serve, unless a recipe names one; said where that is not semantic."""
     data = recipe.data
-    task = data.task or open_dataset(data.path, settings=data.folder_settings()).task
-    if task == "instance" and data.task is None:
-        say(f"{data.path}: the labels tell single objects; --model unet would learn classes of pixels instead")
+    task = data.task or (dataset or _opened(recipe, None)).task
+    told = {"instance": "single objects", "panoptic": "things and stuff"}
+    if task in told and data.task is None:
+        say(f"{data.path}: the labels tell {told[task]}; --model unet would learn classes of pixels instead")
     return task if task in SMALL else "semantic"
 
 
+def _opened(recipe: Recipe, split: str | None, task: str | None = None) -> Dataset:
+    """The data set that a recipe names, for a task or for the one that its labels serve."""
+    data = recipe.data
+    return open_dataset(data.path, split, task=task, settings=data.folder_settings())
+
+
 def _usual_folder(recipe: Recipe, *, with_model: bool) -> Path:
-    path = Path(os.path.abspath(recipe.data.path))
+    place = recipe.data.path
+    path = Path(os.path.abspath(place.rpartition(":")[2] if is_own(place) else place))
     data = (path.stem if path.is_file() else path.name) or "run"
     return Path("runs") / (f"{data}-{recipe.model.name.rpartition(':')[2]}" if with_model else data)
 
 
-def fit(recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "auto") -> Run:
+def fit(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    dataset: Dataset | None = None,
+    trainer: type[Trainer] = Trainer,
+) -> Run:
     """Trains by a recipe into a folder. See `train`."""
     _claim(folder, recipe, resume)
-    trainer = _trainer(recipe, folder, device, resume)
+    return _run(_trainer(recipe, folder, device, resume, dataset, trainer), recipe, resume=resume)
+
+
+def _run(trainer: Trainer, recipe: Recipe, *, resume: bool) -> Run:
+    """The training itself, from its first step or from where it stopped."""
+    folder = trainer.folder
     trainer.accelerator.wait_for_everyone()  # of several processes, until all have claimed the folder
     try:
         if resume:
@@ -185,19 +235,22 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
 
 
-def _trainer(recipe: Recipe, folder: Path, device: str, resume: bool) -> Trainer:
+def _trainer(
+    recipe: Recipe, folder: Path, device: str, resume: bool, dataset: Dataset | None, kind: type[Trainer]
+) -> Trainer:
     """The parts that a recipe names, put together."""
     settings = recipe.train
     handle = accelerator(device, settings.precision)
     torch.manual_seed(settings.seed)
-    training, validation = _datasets(recipe)
+    training, validation = _datasets(recipe, dataset)
     start = recipe.model
     if resume:  # it has weights of its own
         elsewhere = model_class(start.name, own_code=True).never_from_file
         own = {name: value for name, value in start.arguments.items() if name not in elsewhere}
         start = replace(start, start=None, arguments=own)
     model = build_model(start, training.classes, recipe.data.channels)
-    model.inputs = InputFacts(recipe.data.short_side, settings.patch)
+    sides = recipe.augment.short_sides
+    model.inputs = InputFacts(max(sides, default=recipe.data.short_side), settings.patch, recipe.augment.long_side)
     if isinstance(model, SemanticModel):
         factors = _class_weights(settings, training, model.classes)
         model.criterion = build_loss(
@@ -219,13 +272,15 @@ def _trainer(recipe: Recipe, folder: Path, device: str, resume: bool) -> Trainer
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        decay_biases=settings.decay_biases,
         layer_decay=settings.layer_decay,
         levels=model.levels(),
     )
-    return Trainer(
+    return kind(
         model,
         rule,
-        _loader(recipe, training, handle),
+        _loader(recipe, training, handle, model),
         validation,
         LoopSettings(**{f.name: getattr(settings, f.name) for f in fields(LoopSettings)}),
         accelerator=handle,
@@ -234,12 +289,17 @@ def _trainer(recipe: Recipe, folder: Path, device: str, resume: bool) -> Trainer
     )
 
 
-def _datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
+def _datasets(recipe: Recipe, dataset: Dataset | None) -> tuple[Dataset, Dataset]:
     """What to learn from and what to measure on."""
     data, learned = recipe.data, model_class(recipe.model.name, own_code=True).task
     if data.task not in (None, learned):
         raise KirieError(f"data.task is {data.task}, but {recipe.model.name} learns {learned} truth: leave it out.")
-    training = open_dataset(data.path, data.train, task=learned, settings=data.folder_settings())
+    if dataset is not None and dataset.task != learned:
+        raise KirieError(
+            f"The data set has truth for task {dataset.task!r}, but {recipe.model.name} learns {learned}: open it for "
+            "that task, or name another model."
+        )
+    training = _opened(recipe, data.train, learned) if dataset is None else dataset.only(data.train)
     if training.unfound:
         shown = ", ".join(training.unfound[:3])
         what = counted(len(training.unfound), "picture")
@@ -254,15 +314,22 @@ def _datasets(recipe: Recipe) -> tuple[Dataset, Dataset]:
     return training, validation
 
 
-def _loader(recipe: Recipe, dataset: Dataset, handle: Accelerator) -> TrainingLoader:
-    settings = recipe.train
-    samples = AugmentedSamples(
-        dataset, augment_settings(recipe.augment), settings.patch, settings.seed, own_callable(recipe.augment)
+def _loader(
+    recipe: Recipe, dataset: Dataset, handle: Accelerator, model: SegmentationModel
+) -> TrainingLoader | PaddedLoader:
+    settings, change = recipe.train, recipe.augment
+    given = (dataset, augment_settings(change), settings.patch, settings.seed, own_callable(change))
+    samples = (
+        ScaledSamples(*given, change.short_sides, change.long_side) if change.short_sides else AugmentedSamples(*given)
     )
     plan = BatchPlan(len(dataset), settings.batch_size, settings.draws, settings.seed)
     workers = _free_cores() if settings.workers is None else settings.workers
     share = (handle.process_index, handle.num_processes)
-    return TrainingLoader(samples, plan, workers=workers, share=share, pin=handle.device.type == "cuda")
+    ahead: dict[str, Any] = {"workers": workers, "share": share, "pin": handle.device.type == "cuda"}
+    if change.short_sides and settings.patch is None:
+        fill = (model.mean.flatten() * 255).round().clamp(0, 255).int().tolist()  # what is 0 to the model
+        return PaddedLoader(samples, plan, fill=fill, **ahead)
+    return TrainingLoader(samples, plan, **ahead)
 
 
 def _free_cores() -> int:

@@ -20,10 +20,12 @@ def optimiser(
     learning_rate: float,
     weight_decay: float,
     momentum: float,
+    nesterov: bool = True,
+    decay_biases: bool = False,
     layer_decay: float = 1.0,
     levels: Sequence[Sequence[nn.Module]] = (),
 ) -> Any:
-    """AdamW or SGD over the model's trainable parameters; norms and biases are not decayed.
+    """AdamW or SGD over the model's trainable parameters; norms are not decayed, and biases only when asked for.
 
     Each parameter group has, beside its rate `lr`, the factor `scale` by which that differs from `learning_rate`.
 
@@ -32,22 +34,31 @@ def optimiser(
         name: "adamw" or "sgd".
         learning_rate: at its highest.
         weight_decay: of tensors with two or more axes.
-        momentum: of SGD (Nesterov).
+        momentum: of SGD.
+        nesterov: whether SGD looks ahead by its momentum.
+        decay_biases: whether biases of convolutions and linear layers are decayed too.
         layer_decay: above 0, at most 1. Level i of n learns at learning_rate * layer_decay ** (n - 1 - i), so that the
             last, the head, has the whole rate (as BEiT and MAE are fine-tuned, after ELECTRA).
         levels: parts of the model from the picture's side to the head; see `SegmentationModel.levels`.
     """
     groups: list[dict[str, Any]] = []
+    biases = _biases(model) if decay_biases else set()
     for scale, learned in _scaled(model, layer_decay, () if layer_decay == 1 else levels):
         common = {"lr": learning_rate * scale, "scale": scale}
         groups += [
-            {"params": [p for p in learned if p.ndim > 1], "weight_decay": weight_decay, **common},
-            {"params": [p for p in learned if p.ndim <= 1], "weight_decay": 0.0, **common},
+            {"params": [p for p in learned if p.ndim > 1 or id(p) in biases], "weight_decay": weight_decay, **common},
+            {"params": [p for p in learned if p.ndim <= 1 and id(p) not in biases], "weight_decay": 0.0, **common},
         ]
     groups = [group for group in groups if group["params"]]
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate)
-    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov and momentum > 0)
+
+
+def _biases(model: nn.Module) -> set[int]:
+    """The identities of the biases of convolutions and linear layers."""
+    layers = (nn.Linear, nn.modules.conv._ConvNd)
+    return {id(m.bias) for m in model.modules() if isinstance(m, layers) and m.bias is not None}
 
 
 def set_rate(optimiser: Any, learning_rate: float) -> None:
@@ -69,19 +80,24 @@ def _scaled(
     return [(decay ** (last - i), members[i]) for i in range(last, -1, -1)]
 
 
-def schedule(name: str, *, steps: int, warmup: float) -> Schedule:
+def schedule(name: str, *, steps: int, warmup: float, milestones: Sequence[float] = (), gamma: float = 0.1) -> Schedule:
     """The learning rate's factor in [0, 1] for a step in 0..steps-1.
 
     Args:
-        name: "cosine" (to 0), "poly" (power 0.9, to 0) or "constant".
+        name: "cosine" (to 0), "poly" (power 0.9, to 0), "step" (times `gamma` at each milestone) or "constant".
         steps: of the whole training.
         warmup: share of the steps during which the factor rises to 1 in a straight line.
+        milestones: shares of the steps, the warm-up's included.
+        gamma: what the factor is multiplied by.
     """
     rise = round(steps * warmup)
+    stones = [round(steps * share) for share in milestones]
 
     def factor(step: int) -> float:
         if step < rise:
             return (step + 1) / (rise + 1)
+        if name == "step":
+            return float(gamma ** sum(step >= stone for stone in stones))
         done = min((step - rise) / max(steps - rise, 1), 1.0)
         if name == "cosine":
             return 0.5 * (1 + math.cos(math.pi * done))

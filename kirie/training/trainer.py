@@ -29,6 +29,7 @@ from kirie.training.optimise import moving_average, schedule, set_rate
 from kirie.training.run import MODEL, Journal, write_samples
 from kirie.training.step import LossModule, ends_group, group_size
 from kirie.training.stop import StopSignal
+from kirie.training.whole import PaddedLoader
 
 SAVE_EVERY = 600.0  # seconds between saved states within a long epoch
 
@@ -41,6 +42,8 @@ class LoopSettings:
     learning_rate: float
     warmup: float
     schedule: str
+    milestones: tuple[float, ...]
+    gamma: float
     accumulate: int
     clip: float
     ema: float
@@ -52,6 +55,9 @@ class LoopSettings:
 
 class Trainer:
     """Everything a training holds between two steps.
+
+    A class of one's own, given to `train` or `fit`, derives from it: `__init__` may replace what it hands on (another
+    optimiser, another data set to be measured on), and `after_step` and `after_epoch` are there to be filled.
 
     Args:
         model: what is trained.
@@ -68,7 +74,7 @@ class Trainer:
         self,
         model: SegmentationModel,
         optimiser: Any,
-        loader: TrainingLoader,
+        loader: TrainingLoader | PaddedLoader,
         validation: Dataset,
         settings: LoopSettings,
         *,
@@ -79,7 +85,13 @@ class Trainer:
         self.model, self.loader, self.validation, self.settings = model, loader, validation, settings
         self.accelerator, self.folder, self.record = accelerator, folder, record
         steps = math.ceil(len(loader) / settings.accumulate) * settings.epochs
-        self.factor = schedule(settings.schedule, steps=steps, warmup=settings.warmup)
+        self.factor = schedule(
+            settings.schedule,
+            steps=steps,
+            warmup=settings.warmup,
+            milestones=settings.milestones,
+            gamma=settings.gamma,
+        )
         losses = LossModule(model, channels_last=settings.channels_last)
         self.layout = losses.layout
         self.module, self.optimiser = accelerator.prepare(losses, optimiser)
@@ -113,6 +125,7 @@ class Trainer:
                     line.tell("measuring")
                     row |= self._validate()
                 self._close_epoch(row)
+                self.after_epoch(row)
                 if journal is not None:
                     journal.write(self.standing.history)
                     line.say(self._words(row))
@@ -120,6 +133,12 @@ class Trainer:
                 if self._told_to_stop(stop):
                     break
         return self.finished
+
+    def after_step(self, batch: Batch, losses: Mapping[str, float]) -> None:
+        """Does nothing; a class of one's own may, after each batch, of which it gets the losses by name."""
+
+    def after_epoch(self, row: Mapping[str, float]) -> None:
+        """Does nothing; a class of one's own may, after each epoch, of which it gets the history's row."""
 
     def _epoch(self, line: Bar, stop: StopSignal) -> bool:
         """One epoch, or the rest of one; False when it was told to stop before the end."""
@@ -133,6 +152,7 @@ class Trainer:
             for name, value in losses.items():
                 standing.sums[name] = standing.sums.get(name, 0.0) + value
             standing.batch += 1
+            self.after_step(batch, losses)
             line.advance()
             line.tell("stopping" if stop.asked else f"loss {standing.sums['loss'] / standing.batch:.4f}")
             # Gradients are not saved, so a training stops and is saved only where none are held.

@@ -242,3 +242,34 @@ def test_the_levels_of_models():
     assert rates[id(body["layer1.0.conv1.weight"])] == 0.25
     assert rates[id(body["layer2.1.bn2.bias"])] == 0.5
     assert rates[id(model.head.weight)] == rates[id(model.up[0].conv[0].weight)] == 1.0
+
+
+# As Detectron2 has it
+
+
+def test_the_step_schedule_is_that_of_torch():
+    stones = (60, 80)
+    expected = theirs(lambda rule: torch.optim.lr_scheduler.MultiStepLR(rule, list(stones), 0.1), 100)
+    found = schedule("step", steps=100, warmup=0.0, milestones=(0.6, 0.8), gamma=0.1)
+    assert [found(step) for step in range(100)] == pytest.approx(expected)
+    warmed = schedule("step", steps=100, warmup=0.1, milestones=(0.6, 0.8), gamma=0.1)
+    assert [warmed(step) for step in range(10, 100)] == pytest.approx(expected[10:]), "milestones count from the start"
+    assert warmed(0) == pytest.approx(1 / 11)
+
+
+def test_sgd_without_looking_ahead_and_with_decayed_biases_is_torchs_plain_one():
+    one, other = network(), network()
+    norms = [p for p in other[1].parameters()]
+    rest = [p for module in (other[0], other[3]) for p in module.parameters()]
+    rules = [
+        optimiser(one, "sgd", learning_rate=0.1, weight_decay=0.5, momentum=0.9, nesterov=False, decay_biases=True),
+        torch.optim.SGD([{"params": rest, "weight_decay": 0.5}, {"params": norms}], lr=0.1, momentum=0.9),
+    ]
+    images = torch.rand(2, 3, 8, 8)
+    for _ in range(3):
+        for model, rule in zip((one, other), rules, strict=True):
+            rule.zero_grad()
+            model(images).square().mean().backward()
+            rule.step()
+    for p, q in zip(one.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q)

@@ -31,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "yolact": {"channels": 128},
     "solov2": {"channels": 128, "width": 128, "depth": 2, "mask_channels": 128},
 }
+PANOPTIC = {"panoptic_fpn": {**MODELS["mask_rcnn"], "width": 64, "stuff_area": 256}}  # see `overfit_panoptic.py`
 
 
 def choose(source: Path, folder: Path) -> Path:
@@ -58,7 +59,7 @@ def choose(source: Path, folder: Path) -> Path:
 
 def learn(name: str, data: Path, out: Path, epochs: int) -> dict[str, Any]:
     """Trains one model on the pictures and measures it on the same ones."""
-    arguments = {"encoder": "resnet18", **MODELS[name]}
+    arguments = {"encoder": "resnet18", **(MODELS | PANOPTIC)[name]}
     changes = [
         "data.train=train",
         "data.val=train",

@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from kirie.classes import Classes
     from kirie.conversion.convert import convert
     from kirie.data import open_dataset
+    from kirie.data.dataset import Sample
     from kirie.data.inspect import inspect_dataset
+    from kirie.data.listed import SampleList
     from kirie.drawing import draw
     from kirie.errors import KirieError
     from kirie.masks import Masks
+    from kirie.merging import merge
     from kirie.metrics import dice, iou
     from kirie.models.file import load, save
     from kirie.models.unet import UNet
     from kirie.prediction.evaluate import evaluate
+    from kirie.prediction.panoptic_pair import PanopticPair
     from kirie.prediction.predictor import Predictor, predict
     from kirie.results import Instances, PanopticMap, SemanticMap, to_instances, to_panoptic, to_semantic
     from kirie.training.fit import train
@@ -39,7 +43,10 @@ _HOMES = {
     "KirieError": "kirie.errors",
     "Masks": "kirie.masks",
     "PanopticMap": "kirie.results",
+    "PanopticPair": "kirie.prediction.panoptic_pair",
     "Predictor": "kirie.prediction.predictor",
+    "Sample": "kirie.data.dataset",
+    "SampleList": "kirie.data.listed",
     "SemanticMap": "kirie.results",
     "UNet": "kirie.models.unet",
     "convert": "kirie.conversion.convert",
@@ -50,6 +57,7 @@ _HOMES = {
     "inspect_dataset": "kirie.data.inspect",
     "iou": "kirie.metrics",
     "load": "kirie.models.file",
+    "merge": "kirie.merging",
     "open_dataset": "kirie.data",
     "predict": "kirie.prediction.predictor",
     "save": "kirie.models.file",
@@ -65,7 +73,10 @@ __all__ = [
     "KirieError",
     "Masks",
     "PanopticMap",
+    "PanopticPair",
     "Predictor",
+    "Sample",
+    "SampleList",
     "SemanticMap",
     "UNet",
     "convert",
@@ -76,6 +87,7 @@ __all__ = [
     "inspect_dataset",
     "iou",
     "load",
+    "merge",
     "open_dataset",
     "predict",
     "save",

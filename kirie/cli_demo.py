@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kirie.cli_data import show_inspection
-from kirie.cli_results import Device, run_prediction, show_evaluation
+from kirie.cli_results import Device, one_model, run_prediction, show_evaluation
 from kirie.errors import KirieError
 
 # Per task: what is trained, in words; changes to the defaults; what is written of the predictions.
@@ -42,10 +42,10 @@ _TRAININGS = {
             "train.batch_size": "8",
             "train.draws": "2",
             "train.learning_rate": "2e-3",
-            "train.validate_every": "12",
-            "train.samples_every": "12",
+            "train.validate_every": "16",
+            "train.samples_every": "16",
         },
-        48,
+        32,
         "overlay,csv,cutouts",
     ),
 }
@@ -81,7 +81,7 @@ def demo(
     print("\n3/4 measuring it on the test pictures, which it has not seen")
     show_evaluation(model, data, "test", run, device, as_json=False)
     print("\n4/4 predicting them")
-    failed = run_prediction(model, [str(data / "images" / "test")], out / "cut", kinds, device)
+    failed = run_prediction(one_model(model, device), [str(data / "images" / "test")], out / "cut", kinds)
     _draw(run, data, task, out / "demo.jpg", device)
     print(f"\nDone. Look in {out} at demo.jpg, run/report.html, run/history.png and the files in cut.")
     raise typer.Exit(failed)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from kirie.cli_data import Data, FolderChanges, typed_settings
+from kirie.errors import KirieError
 from kirie.terminal import complain, json_text, print_table, shown
 
 if TYPE_CHECKING:
     from kirie.models.contract import SegmentationModel
+    from kirie.prediction.predictor import Predicts
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors model file or the folder of a run.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")]
@@ -97,16 +99,30 @@ def show_evaluation(
 
 
 def predict(
-    model: ModelFile,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Files, folders, or patterns in quotes.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL IMAGES...",
+            help="A .safetensors model file or the folder of a run (not with --semantic and --instance), then picture "
+            "files, folders, or patterns in quotes.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The folder to write to.")],
     save: Annotated[
         str | None,
         typer.Option(
-            help="What to write, with commas: labels, overlay; of semantic models scores, of instance models "
-            "ids, csv, coco, yolo, cutouts. The default is labels,overlay, and overlay,csv of instance models.",
+            help="What to write, with commas: labels, overlay; of semantic models scores; of models that find objects "
+            "ids, csv, coco, yolo, cutouts. The default is labels,overlay of semantic models, overlay,csv of instance "
+            "models, overlay,coco of panoptic ones.",
             show_default=False,
         ),
+    ] = None,
+    semantic: Annotated[
+        Path | None,
+        typer.Option(metavar="MODEL", help="With --instance: a semantic model, merged with it into panoptic maps."),
+    ] = None,
+    instance: Annotated[
+        Path | None, typer.Option(metavar="MODEL", help="With --semantic: an instance model, in place of MODEL.")
     ] = None,
     threshold: Annotated[
         float | None,
@@ -122,16 +138,35 @@ def predict(
             metavar="COCO.json", help="A COCO file with the ids of images and categories that the coco results get."
         ),
     ] = None,
+    overlap: Annotated[
+        float | None,
+        typer.Option(help="Of panoptic maps: an object goes of which more than this share is covered (default: 0.5)."),
+    ] = None,
+    stuff_area: Annotated[
+        int | None,
+        typer.Option(help="Of panoptic maps: stuff of fewer pixels becomes void (default: the model's own, or 4096)."),
+    ] = None,
     device: Device = "auto",
     architecture: Architecture = None,
 ) -> None:
     """Predict pictures.
 
-    A bad file is reported and the others go on; the exit code is 1 then.
+    A bad file is reported and the others go on; the exit code is 1 then. With --semantic A --instance B two models make
+    panoptic maps together.
     """
     names = None if classes is None else _words(classes)
-    choice = {"threshold": threshold, "classes": names, "max_detections": max_detections}
-    raise typer.Exit(run_prediction(model, images, out, save, device, architecture, choice=choice, image_ids=image_ids))
+    limits = {"overlap": overlap, "stuff_area": stuff_area}
+    choice: dict[str, Any] = {"threshold": threshold, "classes": names, "max_detections": max_detections}
+    if semantic is None and instance is None:
+        model, *images = inputs
+        if not images:
+            raise KirieError(f"Give the pictures behind the model {model}: kirie predict MODEL IMAGES... --out FOLDER.")
+        predictor = one_model(Path(model), device, architecture, choice=choice, merging=limits)
+    else:
+        images = inputs
+        choice["architecture"] = architecture
+        predictor = _two_models(semantic, instance, device, choice=choice, merging=limits)
+    raise typer.Exit(run_prediction(predictor, images, out, save, image_ids=image_ids))
 
 
 def _words(text: str) -> list[str]:
@@ -139,29 +174,31 @@ def _words(text: str) -> list[str]:
 
 
 def run_prediction(
-    model: Path,
+    predictor: Callable[[Sequence[str]], Predicts],
     images: Sequence[str],
     out: Path,
     save: str | None,
-    device: str,
-    architecture: str | None = None,
     *,
-    choice: Mapping[str, Any] | None = None,
     image_ids: Path | None = None,
 ) -> int:
-    """Predicts pictures into a folder and says how many; 1 when some failed, else 0."""
+    """Predicts pictures into a folder and says how many; 1 when some failed, else 0.
+
+    Args:
+        predictor: loads what predicts, for the kinds of results that will be saved; called when all else is sound.
+        images: files, folders and glob patterns.
+        out: the folder to write to.
+        save: kinds of results with commas between; None for the usual ones.
+        image_ids: see `predict_files`.
+    """
     from kirie.prediction.kinds import check_kinds
     from kirie.prediction.predict_files import find_images, predict_files
-    from kirie.prediction.predictor import shown_predictor
 
     kinds = None if save is None else _words(save)
     if kinds is not None:
         check_kinds(kinds)  # complain about what was typed before loading anything
     find_images(images)
-    loaded = _load(model, architecture)
-    predictor = shown_predictor(loaded, device=device, scores="scores" in (kinds or ()), **(choice or {}))
     done, failed = 0, 0
-    for outcome in predict_files(predictor, images, out, kinds=kinds, images=image_ids):
+    for outcome in predict_files(predictor(kinds or ()), images, out, kinds=kinds, images=image_ids):
         if outcome.error is None:
             done += 1
         else:
@@ -169,6 +206,56 @@ def run_prediction(
             complain(outcome.error)
     print(f"{done} predicted into {out}" + (f", {failed} failed" if failed else ""))
     return 1 if failed else 0
+
+
+def one_model(
+    model: Path,
+    device: str,
+    architecture: str | None = None,
+    *,
+    choice: Mapping[str, Any] | None = None,
+    merging: Mapping[str, Any] | None = None,
+) -> Callable[[Sequence[str]], Predicts]:
+    """What loads a model, ready to predict, for `run_prediction`."""
+
+    def load(kinds: Sequence[str]) -> Predicts:
+        from kirie.prediction.predictor import shown_predictor
+
+        loaded = _load(model, architecture)
+        return shown_predictor(loaded, device=device, scores="scores" in kinds, **(choice or {}), **_given(merging))
+
+    return load
+
+
+def _two_models(
+    semantic: Path | None,
+    instance: Path | None,
+    device: str,
+    *,
+    choice: Mapping[str, Any],
+    merging: Mapping[str, Any],
+) -> Callable[[Sequence[str]], Predicts]:
+    """The same for two models whose results are merged."""
+    if semantic is None or instance is None:
+        there, missing = ("instance", "semantic") if semantic is None else ("semantic", "instance")
+        raise KirieError(f"--{there} makes panoptic maps with another model: name it by --{missing}.")
+    wrong = [name for name in ("classes", "max_detections", "architecture") if choice[name] is not None]
+    if wrong:
+        raise KirieError(f"--{wrong[0].replace('_', '-')} is of no use for panoptic maps: leave it out.")
+    paths = (semantic, instance)
+
+    def load(kinds: Sequence[str]) -> Predicts:
+        from kirie.prediction.panoptic_pair import PanopticPair
+
+        return PanopticPair(
+            *(_load(path, None) for path in paths), score=choice["threshold"], device=device, **_given(merging)
+        )
+
+    return load
+
+
+def _given(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {name: value for name, value in (options or {}).items() if value is not None}
 
 
 def see_own_modules() -> None:

@@ -1,23 +1,23 @@
-"""The written table of what results can be saved as, and for which task."""
+"""The written table of what results can be saved as, per task."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kirie.errors import KirieError
 from kirie.prediction.object_files import check_data_yaml, coco_results, save_cutouts, yolo_labels
 from kirie.prediction.object_table import object_table
+from kirie.prediction.panoptic_files import NAME, coco_panoptic_results, of_things
 from kirie.prediction.picture_files import Opened, each_alone, save_ids, save_labels, save_overlay, save_scores
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A row of the table.
+    """How results of one task are saved as one kind.
 
     Attributes:
-        tasks: those whose results can be saved so.
         files: what is written into the folder of the results, `{name}` being each picture's; a folder stands for all
             that it holds.
         opened: gives what writes each picture's part, until the run ends.
@@ -25,34 +25,41 @@ class Kind:
             and labels that `predict_files` looks after.
     """
 
-    tasks: tuple[str, ...]
     files: tuple[str, ...]
     opened: Opened
     check: Callable[[Path], None] = lambda out: None
 
 
-_ALL = ("semantic", "instance", "panoptic")
-_OBJECTS = ("instance",)
-
-KINDS: dict[str, Kind] = {
-    "labels": Kind(_ALL, ("{name}.png",), each_alone(save_labels)),
-    "overlay": Kind(_ALL, ("{name}_overlay.jpg",), each_alone(save_overlay)),
-    "scores": Kind(("semantic",), ("{name}_scores.npz",), each_alone(save_scores)),
-    "ids": Kind(_OBJECTS, ("{name}_ids.png", "{name}_ids.tif"), each_alone(save_ids)),
-    "csv": Kind(_OBJECTS, ("objects.csv", "counts.csv"), object_table),
-    "coco": Kind(_OBJECTS, ("results.json", "images.json"), coco_results),
-    "yolo": Kind(_OBJECTS, ("{name}.txt", "data.yaml"), yolo_labels, check_data_yaml),
-    "cutouts": Kind(_OBJECTS, ("cutouts",), each_alone(save_cutouts)),
+_LABELS = Kind(("{name}.png",), each_alone(save_labels))
+_OVERLAY = Kind(("{name}_overlay.jpg",), each_alone(save_overlay))
+_SCORES = Kind(("{name}_scores.npz",), each_alone(save_scores))
+_OBJECTS = {
+    "ids": Kind(("{name}_ids.png", "{name}_ids.tif"), each_alone(save_ids)),
+    "csv": Kind(("objects.csv", "counts.csv"), object_table),
+    "coco": Kind(("results.json", "images.json"), coco_results),
+    "yolo": Kind(("{name}.txt", "data.yaml"), yolo_labels, check_data_yaml),
+    "cutouts": Kind(("cutouts",), each_alone(save_cutouts)),
 }
-USUAL = {"semantic": ("labels", "overlay"), "instance": ("overlay", "csv"), "panoptic": ("labels", "overlay")}
+_SEGMENTS = {name: replace(kind, opened=of_things(kind.opened)) for name, kind in _OBJECTS.items()} | {
+    "coco": Kind((f"{NAME}/{{name}}.png", f"{NAME}.json"), coco_panoptic_results)
+}
+
+KINDS: dict[str, dict[str, Kind]] = {
+    "semantic": {"labels": _LABELS, "overlay": _OVERLAY, "scores": _SCORES},
+    "instance": {"labels": _LABELS, "overlay": _OVERLAY, **_OBJECTS},
+    "panoptic": {"labels": _LABELS, "overlay": _OVERLAY, **_SEGMENTS},
+}
+USUAL = {"semantic": ("labels", "overlay"), "instance": ("overlay", "csv"), "panoptic": ("overlay", "coco")}
 
 
 def check_kinds(kinds: Sequence[str], task: str | None = None) -> None:
-    """Raises a KirieError when there are no kinds to save, one is no row of `KINDS`, or does not serve the task."""
-    unknown = [kind for kind in kinds if kind not in KINDS]
+    """Raises a KirieError when there are no kinds to save, one is no kind of `KINDS`, or does not serve the task."""
+    known = dict.fromkeys(kind for served in KINDS.values() for kind in served)
+    unknown = [kind for kind in kinds if kind not in known]
     if unknown or not kinds:
-        raise KirieError(f"Results can be saved as {', '.join(KINDS)}; got {', '.join(unknown) or 'nothing'}.")
-    wrong = [kind for kind in kinds if task is not None and task not in KINDS[kind].tasks]
-    if wrong:
-        served = ", ".join(name for name, kind in KINDS.items() if task in kind.tasks)
-        raise KirieError(f"Results of a model for task {task!r} cannot be saved as {', '.join(wrong)}; use {served}.")
+        raise KirieError(f"Results can be saved as {', '.join(known)}; got {', '.join(unknown) or 'nothing'}.")
+    wrong = [] if task is None else [kind for kind in kinds if kind not in KINDS[task]]
+    if task is not None and wrong:
+        raise KirieError(
+            f"Results of a model for task {task!r} cannot be saved as {', '.join(wrong)}; use {', '.join(KINDS[task])}."
+        )

@@ -15,11 +15,11 @@ from kirie.data.folder_layout import MASK_FOLDERS
 from kirie.data.layouts import IMAGE_FOLDERS, list_pictures
 from kirie.data.voc import OBJECTS
 from kirie.errors import KirieError
-from kirie.prediction.kinds import KINDS, USUAL, check_kinds
+from kirie.prediction.kinds import KINDS, USUAL, Kind, check_kinds
 from kirie.prediction.naming import category_numbers, file_names, image_numbers, read_listing, table_names
 from kirie.prediction.picture_files import Predicted, Run
 from kirie.prediction.pictures import Picture
-from kirie.prediction.predictor import Predictor, in_batches, read_ahead
+from kirie.prediction.predictor import Predicts, in_batches, read_ahead
 from kirie.progress import tracked
 from kirie.reading.images import IMAGE_SUFFIXES, read_image
 
@@ -77,7 +77,7 @@ def _whereabouts(path: Path) -> Path:
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: Predicts,
     inputs: Sequence[str | Path],
     out: str | Path,
     *,
@@ -90,10 +90,10 @@ def predict_files(
     off leaves none of them.
 
     Args:
-        predictor: the model, ready to run; with `scores=True` when "scores" is among the kinds.
+        predictor: a `Predictor` or a `PanopticPair`, ready to run; with `scores=True` when "scores" is among the kinds.
         inputs: files, folders and glob patterns.
         out: the folder to write to; made when missing.
-        kinds: rows of `KINDS`; None takes those that are usual for the model's task.
+        kinds: those of the model's task in `KINDS`; None takes the usual ones.
         images: a COCO file that says the `image_id` of each picture and the `category_id` of each class, for "coco".
             Without it the ids of pictures are the numbers in the file names where each is a number of its own, as
             COCO's are, and otherwise count from 1; those of classes are `coco_words.category_ids`.
@@ -119,8 +119,9 @@ def predict_files(
     facts = zip(paths, file_names(paths), table_names(paths), image_numbers(paths, listing), strict=True)
     files = [_File(*each) for each in facts]
     run = Run(out, model.classes, model.in_channels, category_numbers(model.classes, listing))
-    _check_targets(files, out, kinds)
-    return _outcomes(predictor, files, run, kinds)
+    chosen = [KINDS[task][kind] for kind in dict.fromkeys(kinds)]
+    _check_targets(files, out, chosen)
+    return _outcomes(predictor, files, run, chosen)
 
 
 class _File(NamedTuple):
@@ -132,15 +133,16 @@ class _File(NamedTuple):
     number: int
 
 
-def _check_targets(files: Sequence[_File], out: Path, kinds: Sequence[str]) -> None:
+def _check_targets(files: Sequence[_File], out: Path, kinds: Sequence[Kind]) -> None:
     """Raises a KirieError where a result would replace a picture, a label file or that of another picture."""
     pictures = {_whereabouts(file.path) for file in files}
-    occupied = pictures | {picture.parent for picture in pictures}
+    homes = {picture.parent for picture in pictures}
+    occupied = pictures | homes
     taken: dict[str, str] = {}
     for kind in kinds:
-        KINDS[kind].check(out)
+        kind.check(out)
     for file in files:
-        for pattern in (pattern for kind in kinds for pattern in KINDS[kind].files):
+        for pattern in (pattern for kind in kinds for pattern in kind.files):
             target = out / pattern.format(name=file.name)
             if _whereabouts(target) in occupied:
                 raise KirieError(
@@ -148,6 +150,11 @@ def _check_targets(files: Sequence[_File], out: Path, kinds: Sequence[str]) -> N
                 )
             if _is_label(_whereabouts(target), _whereabouts(file.path)) and target.exists():
                 raise KirieError(f"The result of {file.path} would replace its label {target}; choose another folder.")
+            if _whereabouts(target).parent in homes and target.is_file():
+                raise KirieError(
+                    f"The result of {file.path} would replace {target}, which lies among the pictures and may be a "
+                    "label; choose another folder."
+                )
             if taken.setdefault(target.name.casefold(), pattern) != pattern:
                 raise KirieError(f"Two results would be written to {target}; predict these pictures one by one.")
 
@@ -164,7 +171,7 @@ def _is_label(target: Path, picture: Path) -> bool:
     return apart or target == picture.with_suffix(".txt")
 
 
-def _outcomes(predictor: Predictor, files: Sequence[_File], run: Run, kinds: Sequence[str]) -> Iterator[Outcome]:
+def _outcomes(predictor: Predicts, files: Sequence[_File], run: Run, kinds: Sequence[Kind]) -> Iterator[Outcome]:
     def read(index: int) -> Picture | KirieError:
         try:
             return read_image(files[index].path, run.channels)
@@ -173,7 +180,7 @@ def _outcomes(predictor: Predictor, files: Sequence[_File], run: Run, kinds: Seq
 
     pictures = tracked(read_ahead(read, len(files)), "predicting", len(files))
     with ExitStack() as stack:
-        writers = [stack.enter_context(KINDS[kind].opened(run)) for kind in dict.fromkeys(kinds)]
+        writers = [stack.enter_context(kind.opened(run)) for kind in kinds]
         for batch in in_batches(zip(files, pictures, strict=True), predictor.batch_size):
             results = iter(_results(predictor, [p for _, p in batch if not isinstance(p, KirieError)]))
             for file, picture in batch:
@@ -190,7 +197,7 @@ def _outcomes(predictor: Predictor, files: Sequence[_File], run: Run, kinds: Seq
                     yield Outcome(file.path, tuple(written))
 
 
-def _results(predictor: Predictor, pictures: Sequence[Picture]) -> list[Any]:
+def _results(predictor: Predicts, pictures: Sequence[Picture]) -> list[Any]:
     """One result per picture, or the error that it gives by itself."""
     try:
         return predictor(pictures)

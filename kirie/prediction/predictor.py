@@ -3,24 +3,74 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 
+from kirie.classes import Classes
 from kirie.data.folders import resize_image, resized_size
 from kirie.errors import KirieError
 from kirie.models.contract import SegmentationModel
 from kirie.models.device import memory_for, pick_device
+from kirie.models.panoptic_fpn import PanopticFPN
 from kirie.models.parts.instance import InstanceModel
 from kirie.prediction.pictures import Picture, as_picture
 from kirie.prediction.selection import check_selection, select
-from kirie.results import Instances, Result
+from kirie.results import Result
 
 T = TypeVar("T")
+
+OPTIONS = {  # of a `Predictor`, that choose among what a model of a task gives
+    "semantic": (),
+    "instance": ("threshold", "classes", "max_detections"),
+    "panoptic": ("threshold", "overlap", "stuff_area"),
+}
+
+
+class Answering(Protocol):
+    """What is known of results before any: of a model's, or of those that two models make together."""
+
+    @property
+    def task(self) -> str:
+        """Which of the three result types they have."""
+        ...
+
+    @property
+    def classes(self) -> Classes:
+        """The classes in them."""
+        ...
+
+    @property
+    def in_channels(self) -> int:
+        """C of the pictures."""
+        ...
+
+
+class Predicts(Protocol):
+    """What turns pictures into results: a `Predictor`, or a `PanopticPair` in its place."""
+
+    @property
+    def model(self) -> Answering:
+        """Where the results come from."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Pictures that are best given at once."""
+        ...
+
+    @property
+    def scores(self) -> bool:
+        """Whether results keep probabilities per pixel."""
+        ...
+
+    def __call__(self, pictures: Sequence[Picture]) -> list[Any]:
+        """One result per picture (H, W, C) uint8, in their order and at their size."""
+        ...
 
 
 class Predictor:
@@ -31,10 +81,13 @@ class Predictor:
         device: "auto" (a GPU where there is one), or a torch device.
         batch_size: pictures of equal size run together; None chooses 1 on a CPU and 8 on a GPU.
         scores: keep per-pixel probabilities in the results.
-        threshold: the lowest score of the objects that are kept; 0 keeps all that the model gives, as metrics need.
+        threshold: the lowest score of the objects that are kept; None keeps all that the model gives, as metrics need.
+            Of a panoptic model, the score from which objects enter the map, None for its own.
         classes: names of the classes whose objects are kept; None keeps all.
         max_detections: how many objects of a picture are kept, the surest ones. The model gives that many too where its
             own limits are lower; those of the model that was handed in stay. None leaves it at these limits.
+        overlap: of panoptic models, see `merging.MergeSettings`; None leaves it at the model's own, which stays.
+        stuff_area: likewise.
 
     Raises:
         KirieError: when there is no such device, the batch size is below 1, a class is unknown, or objects are chosen
@@ -48,24 +101,29 @@ class Predictor:
         device: str = "auto",
         batch_size: int | None = None,
         scores: bool = False,
-        threshold: float = 0.0,
+        threshold: float | None = None,
         classes: Sequence[str] | None = None,
         max_detections: int | None = None,
+        overlap: float | None = None,
+        stuff_area: int | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise KirieError(f"A batch holds at least 1 picture, got a batch size of {batch_size}.")
+        options: dict[str, Any] = {
+            "threshold": threshold, "classes": classes, "max_detections": max_detections, "overlap": overlap,
+            "stuff_area": stuff_area,
+        }  # fmt: skip
+        given = {name: value for name, value in options.items() if value is not None}
+        _check_options(model.task, given)
+        self._selection: dict[str, Any] = {}
         if isinstance(model, InstanceModel):
-            check_selection(model.classes, threshold=threshold, classes=classes, max_detections=max_detections)
-        elif threshold or classes is not None or max_detections is not None:
-            raise KirieError(
-                f"This model, for task {model.task!r}, finds no objects to choose by score, class or number. Leave "
-                "threshold, classes and max_detections out, or use an instance model."
-            )
+            check_selection(model.classes, **given)
+            self._selection = given
+            model = model if max_detections is None else model.giving(max_detections)
+        elif isinstance(model, PanopticFPN):
+            model = model.merging(**{"score" if name == "threshold" else name: v for name, v in given.items()})
         self.device = pick_device(device)
-        self.threshold, self.classes, self.max_detections = threshold, classes, max_detections
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-        if isinstance(model, InstanceModel) and max_detections is not None:
-            self.model = model.giving(max_detections)
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         self.scores = scores
 
@@ -97,13 +155,7 @@ class Predictor:
             images = images.permute(0, 3, 1, 2).float().div_(255)  # (B, C, h, w), channels last in memory
             raw = self.model(images)
             results: list[Any] = self.model.decode(raw, [(height, width)] * len(pictures), scores=self.scores)
-        return [self._chosen(result) for result in results]
-
-    def _chosen(self, result: Any) -> Any:
-        if not isinstance(result, Instances):
-            return result
-        most = self.max_detections
-        return select(result, threshold=self.threshold, classes=self.classes, max_detections=most)
+        return [select(result, **self._selection) for result in results] if self._selection else results
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:
         """Results one after another, in order, for any number of pictures; holds one batch at a time."""
@@ -130,9 +182,8 @@ def predict(
         device: "auto", "cpu", "cuda"...
         scores: keep per-pixel probabilities in the results.
         threshold: the lowest score of the objects that are kept; None takes the model's own `shown_threshold`,
-            from which on they are worth showing, and 0 keeps all. This and the next two are for models that find
-            objects.
-        classes: names of the classes whose objects are kept; None keeps all.
+            from which on they are worth showing, and 0 keeps all. Of a panoptic model, that of objects in the map.
+        classes: names of the classes whose objects are kept; None keeps all. This and the next are for instance models.
         max_detections: how many objects of a picture are kept, the surest ones; None leaves it at the model's own
             limit.
 
@@ -153,15 +204,15 @@ def shown_predictor(model: SegmentationModel, *, threshold: float | None = None,
 
     Args:
         model: the model.
-        threshold: the lowest score that is kept; None takes the model's own `shown_threshold`, if it finds objects.
+        threshold: the lowest score that is kept; None takes an instance model's own `shown_threshold`.
         settings: as `Predictor` takes them.
     """
     return Predictor(model, threshold=shown_from(model) if threshold is None else threshold, **settings)
 
 
-def shown_from(model: SegmentationModel) -> float:
-    """The score from which on a model's objects are worth showing to a person; 0 for a model that gives none."""
-    return model.shown_threshold if isinstance(model, InstanceModel) else 0.0
+def shown_from(model: SegmentationModel) -> float | None:
+    """The score from which on an instance model's objects are worth showing to a person; None for another model."""
+    return model.shown_threshold if isinstance(model, InstanceModel) else None
 
 
 def in_batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -189,6 +240,19 @@ def read_ahead(read: Callable[[int], T], count: int, *, ahead: int = 4) -> Itera
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _check_options(task: str, given: Collection[str]) -> None:
+    """Raises a KirieError where an option is none for models of this task."""
+    wrong = [name for name in given if name not in OPTIONS[task]]
+    if not wrong:
+        return
+    lacks = "finds no objects to choose among" if task == "semantic" else f"chooses by {', '.join(OPTIONS[task])}"
+    serving = sorted({each for each, names in OPTIONS.items() if wrong[0] in names})
+    raise KirieError(
+        f"This model, for task {task!r}, {lacks}. Leave {', '.join(wrong)} out, or use a model for task "
+        f"{' or '.join(serving)}."
+    )
 
 
 def _check(picture: Picture, channels: int) -> None:

@@ -11,11 +11,13 @@ from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.results import Instances
 
+MOST = 100_000  # objects of a picture that may be asked for
+
 
 def select(
     instances: Instances,
     *,
-    threshold: float = 0.0,
+    threshold: float | None = None,
     classes: Sequence[str] | None = None,
     max_detections: int | None = None,
 ) -> Instances:
@@ -23,7 +25,8 @@ def select(
 
     Args:
         instances: what was found in one picture.
-        threshold: the lowest score that is kept, 0 to 1.
+        threshold: the lowest score that is kept, 0 to 1; objects without a pixel, which can be neither seen nor
+            measured, go as well. None keeps all.
         classes: names of the classes that are kept; None keeps all.
         max_detections: how many objects are kept, the surest; among equal scores the earlier ones. None keeps all.
 
@@ -31,7 +34,9 @@ def select(
         KirieError: when a name is no class, the threshold is outside 0..1, or `max_detections` is below 1.
     """
     check_selection(instances.classes, threshold=threshold, classes=classes, max_detections=max_detections)
-    kept = instances.scores >= threshold
+    kept = np.ones(len(instances), bool)
+    if threshold is not None:
+        kept = (instances.scores >= threshold) & (instances.masks.areas() > 0)
     if classes is not None:
         kept &= np.isin(instances.labels, [instances.classes.index(name) for name in classes])
     chosen = np.flatnonzero(kept)
@@ -42,15 +47,15 @@ def select(
 def check_selection(
     known: Classes,
     *,
-    threshold: float = 0.0,
+    threshold: float | None = None,
     classes: Sequence[str] | None = None,
     max_detections: int | None = None,
 ) -> None:
     """Raises a KirieError when `select` would refuse these wishes for objects of the classes `known`."""
-    if not 0 <= threshold <= 1:
+    if threshold is not None and not 0 <= threshold <= 1:
         raise KirieError(f"A threshold is the lowest score that is kept, from 0 to 1, got {threshold}.")
-    if max_detections is not None and (type(max_detections) is not int or max_detections < 1):
-        raise KirieError(f"The most objects of a picture are a whole number from 1 on, got {max_detections!r}.")
+    if max_detections is not None and (type(max_detections) is not int or not 1 <= max_detections <= MOST):
+        raise KirieError(f"The most objects of a picture are a whole number from 1 to {MOST}, got {max_detections!r}.")
     if classes is None:
         return
     if isinstance(classes, str) or not classes:

@@ -276,6 +276,18 @@ def test_the_label_of_a_picture_is_not_replaced(picture, label, kind):
     assert [outcome.error for _ in range(2) for outcome in run([picture], [kind], out="cut")] == [None, None]
 
 
+def test_a_file_among_the_pictures_is_not_replaced():
+    """A label with an ending of its own beside its picture, say."""
+    write("data/a.png")
+    Path("data/a_ids.png").write_text("mine")
+    with pytest.raises(KirieError, match=r"would replace data/a_ids\.png, which lies among the pictures"):
+        run(["data/a.png"], ["ids"], out="data")
+    assert Path("data/a_ids.png").read_text() == "mine"
+    run(["data/a.png"], ["csv"], out="data")
+    with pytest.raises(KirieError, match=r"would replace data/objects\.csv"):
+        run(["data/a.png"], ["csv"], out="data")
+
+
 # Id maps, label maps, cut-outs
 
 

@@ -49,6 +49,13 @@ def test_the_objects_that_are_kept(wishes, expected):
     assert rows(select(five(), **wishes)) == expected
 
 
+def test_objects_without_a_pixel_are_not_shown():
+    masks = Masks.from_dense(np.stack([np.ones((4, 5)), np.zeros((4, 5)), np.eye(4, 5)]))
+    given = Instances.from_masks(masks, [0, 1, 2], CLASSES, np.array([0.9, 0.8, 0.7]))
+    assert select(given).labels.tolist() == [0, 1, 2], "metrics count them"
+    assert select(given, threshold=0.0).labels.tolist() == [0, 2]
+
+
 def test_nothing_can_be_chosen_from():
     assert len(select(five()[:0], threshold=0.5, classes=["blue"], max_detections=3)) == 0
 
@@ -58,7 +65,7 @@ def test_nothing_can_be_chosen_from():
     [
         ({"threshold": 50}, "from 0 to 1, got 50"),
         ({"threshold": float("nan")}, "from 0 to 1"),
-        ({"max_detections": 0}, "from 1 on, got 0"),
+        ({"max_detections": 0}, "from 1 to 100000, got 0"),
         ({"max_detections": 2.5}, "got 2.5"),
         ({"classes": "green"}, "list of names"),
         ({"classes": []}, "list of names"),
@@ -169,7 +176,7 @@ def test_the_command_line_chooses_alike(here, capsys):
         (("--classes", "grene"), "'grene'"),
         (("--classes", ","), "list of names"),
         (("--threshold", "200"), "from 0 to 1"),
-        (("--max-detections", "0"), "from 1 on"),
+        (("--max-detections", "0"), "from 1 to 100000"),
         (("--save", "scores"), "use labels, overlay, ids, csv, coco, yolo, cutouts"),
         (("--save", "coco", "--image-ids", "no.json"), "no.json cannot be read"),
     ],

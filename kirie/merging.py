@@ -108,7 +108,7 @@ def split_classes(classes: Classes) -> tuple[Classes, Classes, Joint]:
 
 
 def merge(
-    semantic: SemanticMap, instances: Instances, joint: Joint, settings: MergeSettings | None = None
+    semantic: SemanticMap, instances: Instances, joint: Joint | None = None, settings: MergeSettings | None = None
 ) -> PanopticMap:
     """The panoptic map of what a semantic and an instance model see in one picture.
 
@@ -119,13 +119,13 @@ def merge(
     Args:
         semantic: classes of all pixels, of the semantic classes of `joint`.
         instances: objects of the same picture, of the instance classes of `joint`.
-        joint: which class becomes which.
+        joint: which class becomes which; as `joint_classes` tells it by their names when None.
         settings: the limits; Detectron2's when None.
 
     Raises:
         KirieError: when the two are of different size or their classes are not those of `joint`.
     """
-    settings = settings or MergeSettings()
+    joint, settings = joint or joint_classes(semantic.classes, instances.classes), settings or MergeSettings()
     _check(semantic, instances, joint)
     ids = np.zeros(semantic.size, np.int32)
     segments: list[Segment] = []

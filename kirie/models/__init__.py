@@ -17,6 +17,7 @@ MODELS = {
     "hrnet": "kirie.models.hrnet:HRNet",
     "lraspp": "kirie.models.lraspp:LRASPP",
     "mask_rcnn": "kirie.models.mask_rcnn:MaskRCNN",
+    "panoptic_fpn": "kirie.models.panoptic_fpn:PanopticFPN",
     "pspnet": "kirie.models.pspnet:PSPNet",
     "segformer": "kirie.models.segformer:SegFormer",
     "semantic_fpn": "kirie.models.semantic_fpn:SemanticFPN",

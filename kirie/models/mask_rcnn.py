@@ -95,7 +95,8 @@ class MaskRCNNRaw(NamedTuple):
     """What `MaskRCNN.forward` gives.
 
     Attributes:
-        maps: of the pyramid, finest first, (B, C, h_i, w_i) each, without the coarsest, which is for proposals alone.
+        maps: of the pyramid, finest first, (B, C, h_i, w_i) float32 each, without the coarsest, which is for proposals
+            alone.
         objectness: logits (B, A, h_i, w_i) at the anchors of each map of the pyramid.
         codes: (B, 4 * A, h_i, w_i), their boxes.
         seen: (B, 2) int64, H and W of the pictures without padding.
@@ -243,19 +244,20 @@ class MaskRCNN(InstanceModel):
 
     def forward(self, images: Tensor) -> MaskRCNNRaw:
         """The pyramid and all proposals for images (B, C, H, W) in [0, 1] of any size."""
-        return self.proposed(self.pyramid(images), (images.shape[-2], images.shape[-1]))
+        return self.proposed(self.pyramid(self.normalise(images)), (images.shape[-2], images.shape[-1]))
 
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Maps (B, C, h_i, w_i), finest first, of images (B, C, H, W) in [0, 1] of any size."""
-        x = padded(self.normalise(images), self.strides[-1])
-        maps: list[Tensor] = self.fpn(self.encoder(x)[self.skipped_maps :])
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """Maps (B, C, h_i, w_i), finest first, of normalised pictures (B, C, H, W) of any size."""
+        maps: list[Tensor] = self.fpn(self.encoder(padded(x, self.strides[-1]))[self.skipped_maps :])
         return maps
 
     def proposed(self, maps: Sequence[Tensor], size: tuple[int, int]) -> MaskRCNNRaw:
         """All proposals for the maps of a pyramid, made from pictures of `size` (H, W) without padding."""
         objectness, codes = zip(*(self.proposals(x) for x in maps), strict=True)
         seen = torch.tensor([list(size)] * len(maps[0]), dtype=torch.int64, device=maps[0].device)
-        return MaskRCNNRaw(tuple(maps[:-1]), objectness, codes, seen)
+        # RoIAlign reads them channels first, for boxes and for every few masks: turned round here, once.
+        turned = tuple(x.float().contiguous() for x in maps[:-1])
+        return MaskRCNNRaw(turned, objectness, codes, seen)
 
     # ---- learning
 
@@ -289,15 +291,14 @@ class MaskRCNN(InstanceModel):
             positive, negative = sampled(state, REGIONS, WITH_OBJECT)
             regions.append(all_of_it[torch.cat([positive, negative])])
             rows.append(state[positive])  # the first regions are those with an object
-        maps = [x.float().contiguous() for x in raw.maps]
-        classification, box = self._box_losses(maps, regions, rows, given)
-        mask = self._mask_loss(maps, regions, rows, given)
+        classification, box = self._box_losses(raw.maps, regions, rows, given)
+        mask = self._mask_loss(raw.maps, regions, rows, given)
         return {
             "objectness": objectness, "rpn_box": rpn_box, "classification": classification, "box": box, "mask": mask,
         }  # fmt: skip
 
     def _box_losses(
-        self, maps: list[Tensor], regions: list[Tensor], rows: list[Tensor], given: list[_Learned]
+        self, maps: Sequence[Tensor], regions: list[Tensor], rows: list[Tensor], given: list[_Learned]
     ) -> tuple[Tensor, Tensor]:
         if not sum(map(len, regions)):
             return _nothing(self.box_head), _nothing(self.box_head)
@@ -310,7 +311,7 @@ class MaskRCNN(InstanceModel):
         return box_losses(logits, codes, torch.cat(regions), torch.cat(labels), aims, beta=self.beta)
 
     def _mask_loss(
-        self, maps: list[Tensor], regions: list[Tensor], rows: list[Tensor], given: list[_Learned]
+        self, maps: Sequence[Tensor], regions: list[Tensor], rows: list[Tensor], given: list[_Learned]
     ) -> Tensor:
         if not sum(map(len, rows)):
             return _nothing(self.mask_head)

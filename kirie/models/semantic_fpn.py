@@ -23,7 +23,7 @@ from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models.parts.checks import check_pixels, check_whole
 from kirie.models.parts.encoder import Encoder, build_encoder
-from kirie.models.parts.fpn import FPN, SemanticFPNHead
+from kirie.models.parts.fpn import FPN, SemanticFPNHead, covering
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw
 
 FINEST = 4  # the stride of the pyramid's first map; what an encoder has above that is not used
@@ -97,5 +97,4 @@ class SemanticFPN(SemanticModel):
         if down or right:
             x = F.pad(x, (0, right, 0, down))
         logits = self.head(self.fpn(self.encoder(x)[self.skipped_maps :]))
-        logits = F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
-        return SemanticRaw(logits[..., :height, :width])
+        return SemanticRaw(covering(logits, self.encoder.strides[self.skipped_maps], (height, width)))

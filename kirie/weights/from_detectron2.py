@@ -1,24 +1,28 @@
-"""Checkpoints of Detectron2 (code: Apache-2.0): which network they hold, and Semantic FPN, of which none are public.
+"""Checkpoints of Detectron2 (code: Apache-2.0): which network they hold, Panoptic FPN, and Semantic FPN.
 
 Written from the tensor names of its model zoo's Panoptic FPN and of the files that it writes in training:
-`sem_seg_head` is the semantic head; backbone, pyramid and pixels are as in `detectron2_backbone.py`.
+`sem_seg_head` is the semantic head, whose class 0 is all things in a Panoptic FPN; the rest of that is a Mask R-CNN.
+Backbone, pyramid and pixels are as in `detectron2_backbone.py`. No Semantic FPN is public.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 from torch import Tensor
 
-from kirie.class_lists import ADE20K, CITYSCAPES, COCO_STUFF
+from kirie.class_lists import ADE20K, CITYSCAPES, COCO_PANOPTIC, COCO_STUFF
+from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.weights import mask_rcnn_detectron2
 from kirie.weights.detectron2_backbone import BODY, PIXELS, translated
 from kirie.weights.structure import axis, known_classes
 from kirie.weights.translation import Translation
 
+_SEMANTIC = "sem_seg_head."
 _CLASSES = {
     "COCO panoptic: all things as one, then the 53 stuff classes": COCO_STUFF,
     "ADE20K": ADE20K,
@@ -60,6 +64,36 @@ def _semantic_fpn(state: Mapping[str, Tensor]) -> Translation:
     )
 
 
+def _panoptic_fpn(state: Mapping[str, Tensor]) -> Translation:
+    """A Mask R-CNN with a semantic head beside it."""
+    words = "A Panoptic FPN of Detectron2"
+    found = mask_rcnn_detectron2.translate({n: t for n, t in state.items() if not n.startswith(_SEMANTIC)}, words)
+    renamed = {f"instance.{name}": tensor for name, tensor in found.state.items()}
+    for name, tensor in state.items():
+        if name.startswith(_SEMANTIC):
+            place = _semantic_head(name)
+            if place is None or not isinstance(tensor, Tensor):
+                raise KirieError(f"{words} has no entry {name!r:.120}.")
+            renamed[place.replace("head.", "semantic.", 1)] = tensor
+    things = axis(state, "roi_heads.mask_head.predictor.weight", 0)
+    stuff = axis(state, f"{_SEMANTIC}predictor.weight", 0) - 1
+    assumed = {name: words for name, words in found.assumed.items() if name != "classes"}
+    if (things, stuff) == (sum(COCO_PANOPTIC.things), len(COCO_STUFF) - 1):
+        classes = COCO_PANOPTIC
+        assumed["classes"] = "the 80 things and 53 classes of stuff are taken for those of COCO panoptic, in its order"
+    else:
+        names = (*(f"thing {index}" for index in range(things)), *(f"stuff {index}" for index in range(stuff)))
+        classes = Classes(names, things=(True,) * things + (False,) * stuff)
+    return replace(
+        found,
+        architecture="panoptic_fpn",
+        classes=classes,
+        arguments={**found.arguments, "width": axis(state, f"{_SEMANTIC}p2.0.weight", 0)},
+        state=renamed,
+        assumed=assumed,
+    )
+
+
 def _semantic_head(name: str) -> str | None:
     if match := re.fullmatch(r"sem_seg_head\.predictor\.(weight|bias)", name):
         return f"head.predictor.{match[1]}"
@@ -76,7 +110,7 @@ class _Kind(NamedTuple):
 
 
 _KINDS = (  # the first that fits counts
-    _Kind(("proposal_generator.", "roi_heads.", "sem_seg_head."), "a Panoptic FPN"),
+    _Kind(("proposal_generator.", "roi_heads.", "sem_seg_head."), "a Panoptic FPN", _panoptic_fpn),
     _Kind(("roi_heads.keypoint_head.",), "a Keypoint R-CNN"),
     _Kind(("roi_heads.mask_head.",), "a Mask R-CNN", mask_rcnn_detectron2.translate),
     _Kind(("roi_heads.",), "a Faster R-CNN, which finds boxes without masks"),

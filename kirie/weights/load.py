@@ -142,19 +142,23 @@ def _changed(translation: Translation, given: Mapping[str, Any]) -> Translation:
     if "classes" in given:
         count = classes if isinstance(classes, int) else len(classes)
         binary = count == 1 and model_class(translation.architecture).task == "semantic"
-        classes = _classes(arguments.pop("classes"), 2 if binary else count)
+        classes = _classes(arguments.pop("classes"), classes, 2 if binary else count)
         if binary:
             arguments["binary"] = True  # one logit for two classes
     return replace(translation, arguments=arguments, classes=classes, assumed=assumed)
 
 
-def _classes(given: Any, count: int) -> Classes:
-    """Classes from a list of names or the name of a list in `class_lists`, as many as the checkpoint tells apart."""
+def _classes(given: Any, recognised: Classes | int, count: int) -> Classes:
+    """Classes from a list of names or the name of a list in `class_lists`, as many as the checkpoint tells apart.
+
+    Which of named ones are things is as in those that were recognised.
+    """
     lists = {name: value for name, value in vars(class_lists).items() if isinstance(value, Classes)}
     if isinstance(given, str) and given.upper() in lists:
         classes = lists[given.upper()]
     elif isinstance(given, list) and all(isinstance(name, str) for name in given):
-        classes = Classes(tuple(given))
+        things = () if isinstance(recognised, int) or len(given) != count else recognised.things
+        classes = Classes(tuple(given), things=things)
     else:
         raise KirieError(
             f"classes must be a list of names or one of {', '.join(sorted(lists))}, in any case, got {given!r:.80}."

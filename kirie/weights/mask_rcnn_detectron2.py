@@ -38,14 +38,18 @@ _ROWS = {  # layers that are counted from 1
 }
 
 
-def translate(state: Mapping[str, Tensor]) -> Translation:
+def translate(state: Mapping[str, Tensor], words: str = "A Mask R-CNN of Detectron2") -> Translation:
     """The Mask R-CNN of a state dict in this layout, at any depth, channel and class count.
+
+    Args:
+        state: every entry is translated.
+        words: what the checkpoint holds, for messages.
 
     Raises:
         KirieError: when an entry is unknown, missing or no tensor, or the anchors are not of one size per map.
     """
     anchors = {name: tensor for name, tensor in state.items() if name.startswith(_ANCHORS)}
-    shared = translated({n: t for n, t in state.items() if n not in anchors}, head, "A Mask R-CNN of Detectron2")
+    shared = translated({n: t for n, t in state.items() if n not in anchors}, head, words)
     classes, assumed = known_classes(axis(state, "roi_heads.mask_head.predictor.weight", 0), {"COCO": COCO})
     sizes = _anchors(anchors)
     if not sizes:

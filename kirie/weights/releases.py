@@ -197,22 +197,24 @@ def _torchvision_mask_rcnn(file: str, score: float, *, norm: bool) -> Release:
     )
 
 
-def _detectron2_mask_rcnn(config: str, folder: int, digits: str, encoder: str, score: float) -> Release:
+def _detectron2(config: str, folder: int, digits: str, encoder: str, score: float) -> Release:
+    """A Mask R-CNN or a Panoptic FPN of the model zoo, by the name of its configuration."""
+    panoptic = config.startswith("panoptic")
     divided = encoder.startswith("resnext")  # ResNeXts divide by the deviation and have the stride in the 3 x 3
     deviation = (58.395, 57.12, 57.375) if divided else (1.0, 1.0, 1.0)
     return Release(
         publisher="detectron2",
-        architecture="mask_rcnn",
+        architecture="panoptic_fpn" if panoptic else "mask_rcnn",
         form={"encoder": encoder},
         file=f"model_final_{digits}.pkl",
         page="https://github.com/facebookresearch/detectron2/blob/main/MODEL_ZOO.md",
-        url="https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation/"
-        f"mask_rcnn_{config}/{folder}/model_final_{digits}.pkl",
-        count=80,
-        classes="COCO",
-        data="COCO",
+        url=f"https://dl.fbaipublicfiles.com/detectron2/COCO-{'Panoptic' if panoptic else 'Instance'}Segmentation/"
+        f"{config}/{folder}/model_final_{digits}.pkl",
+        count=133 if panoptic else 80,
+        classes="COCO_PANOPTIC" if panoptic else "COCO",
+        data="COCO panoptic" if panoptic else "COCO",
         score=score,
-        metric="mask AP on COCO val2017",
+        metric=f"{'PQ' if panoptic else 'mask AP'} on COCO val2017",
         source="MODEL_ZOO.md of detectron2",
         licence=_DETECTRON2_LICENCE,
         short_side=800,
@@ -394,12 +396,15 @@ RELEASES: dict[str, Release] = {
     "torchvision/maskrcnn_resnet50_fpn_v2": _torchvision_mask_rcnn(
         "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth", 41.8, norm=True
     ),
-    "detectron2/mask-rcnn-r50-fpn-1x": _detectron2_mask_rcnn("R_50_FPN_1x", 137260431, "a54504", "resnet50", 35.2),
-    "detectron2/mask-rcnn-r50-fpn-3x": _detectron2_mask_rcnn("R_50_FPN_3x", 137849600, "f10217", "resnet50", 37.2),
-    "detectron2/mask-rcnn-r101-fpn-3x": _detectron2_mask_rcnn("R_101_FPN_3x", 138205316, "a3ec72", "resnet101", 38.6),
-    "detectron2/mask-rcnn-x101-fpn-3x": _detectron2_mask_rcnn(
-        "X_101_32x8d_FPN_3x", 139653917, "2d9806", "resnext101_32x8d", 39.5
+    "detectron2/mask-rcnn-r50-fpn-1x": _detectron2("mask_rcnn_R_50_FPN_1x", 137260431, "a54504", "resnet50", 35.2),
+    "detectron2/mask-rcnn-r50-fpn-3x": _detectron2("mask_rcnn_R_50_FPN_3x", 137849600, "f10217", "resnet50", 37.2),
+    "detectron2/mask-rcnn-r101-fpn-3x": _detectron2("mask_rcnn_R_101_FPN_3x", 138205316, "a3ec72", "resnet101", 38.6),
+    "detectron2/mask-rcnn-x101-fpn-3x": _detectron2(
+        "mask_rcnn_X_101_32x8d_FPN_3x", 139653917, "2d9806", "resnext101_32x8d", 39.5
     ),
+    "detectron2/panoptic-fpn-r50-1x": _detectron2("panoptic_fpn_R_50_1x", 139514544, "dbfeb4", "resnet50", 39.4),
+    "detectron2/panoptic-fpn-r50-3x": _detectron2("panoptic_fpn_R_50_3x", 139514569, "c10459", "resnet50", 41.5),
+    "detectron2/panoptic-fpn-r101-3x": _detectron2("panoptic_fpn_R_101_3x", 139514519, "cafdb1", "resnet101", 43.0),
     "nvidia/segformer-b0-ade20k": _segformer("b0", "ade-512-512", 37.4),
     "nvidia/segformer-b1-ade20k": _segformer("b1", "ade-512-512", 42.2),
     "nvidia/segformer-b2-ade20k": _segformer("b2", "ade-512-512", 46.5),

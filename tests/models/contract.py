@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kirie.masks import Masks
+from kirie.masks import Masks, count_ids
+from kirie.merging import MergeSettings
 from kirie.models import MODELS, model_class
-from kirie.results import Instances, PanopticMap, SemanticMap
+from kirie.results import Instances, PanopticMap, Segment, SemanticMap
 
 SMALL = {  # arguments that make each architecture quick
     "deeplabv3": {"encoder": "test_efficientnet", "width": 16},
@@ -22,6 +23,15 @@ SMALL = {  # arguments that make each architecture quick
         "mask_convs": 1,
         "mask_width": 16,
         "anchor_sizes": (8, 16, 32, 64, 128),
+    },
+    "panoptic_fpn": {
+        "encoder": "test_efficientnet",
+        "channels": 16,
+        "box_width": 16,
+        "mask_convs": 1,
+        "mask_width": 16,
+        "anchor_sizes": (8, 16, 32, 64, 128),
+        "width": 16,
     },
     "pspnet": {"encoder": "test_efficientnet", "width": 16, "bins": (1, 2)},
     "segformer": {
@@ -60,6 +70,7 @@ OPTIONS = [  # of a model's own or of its encoder: parts that do not learn, and 
     ("hrnet", {"frozen_stages": 2, "align_corners": True}),
     ("lraspp", {"encoder_options": {"first_blocks": True, "frozen_stages": 2}}),
     ("mask_rcnn", {"norm": True, "flavour": "torchvision", "box_convs": 1, "encoder_options": {"frozen_norm": True}}),
+    ("panoptic_fpn", {"norm": True, "encoder_options": {"frozen_norm": True}, "stuff_area": 9, "semantic_weight": 2.0}),
     ("pspnet", {"align_corners": False, "encoder_options": {"dilate_first": True, "frozen_norm": True}}),
     ("segformer", {"frozen_stages": 2}),
     ("semantic_fpn", {"encoder_options": {"norm_eps": 0.01, "frozen_stages": 3}}),
@@ -79,6 +90,8 @@ def build(name, in_channels=3, classes=2, **options):
     model = model_class(name)(in_channels, classes, **SMALL[name] | options)
     if model.task == "instance":
         model.score_threshold = 0.0  # what is not trained is sure of nothing
+    if model.task == "panoptic":
+        model.instance.score_threshold, model.settings = 0.0, MergeSettings(score=0.0, stuff_area=1)
     return model
 
 
@@ -91,10 +104,11 @@ def truths(model, count=2, size=(24, 40), seed=0):
     rng = np.random.default_rng(seed)
     if model.task == "instance":
         return [rectangles(rng, size, model.classes) for _ in range(count)]
+    if model.task == "panoptic":
+        return [things_and_stuff(rng, size, model.classes) for _ in range(count)]
     labels = rng.integers(0, len(model.classes), (count, *size))
     labels[rng.random(labels.shape) < 0.05] = model.classes.void
     dtype = np.uint8 if model.classes.void == 255 else np.int32
-    assert model.task == "semantic", "write the truths of another task here"
     return [SemanticMap(picture.astype(dtype), model.classes) for picture in labels]
 
 
@@ -107,10 +121,32 @@ def rectangles(rng, size, classes, count=4):
     return Instances.from_masks(Masks.from_dense(masks), np.arange(count) % len(classes), classes)
 
 
+def things_and_stuff(rng, size, classes, count=4, crowd=False):
+    """Noise of all stuff with some void, under rectangles of things or of crowds."""
+    stuff, things = ([k for k, thing in enumerate(classes.things) if thing is kind] for kind in (False, True))
+    objects = rectangles(rng, size, classes.subset(things), count)
+    ids = rng.integers(1, len(stuff) + 1, size).astype(np.int32)
+    ids[rng.random(size) < 0.05] = 0
+    above = objects.masks.id_map()
+    ids[above > 0] = above[above > 0] + len(stuff)
+    labels = [*stuff, *(things[label] for label in objects.labels)]
+    return PanopticMap(ids, segments(ids, labels, classes, crowd), classes)
+
+
+def segments(ids, labels, classes, crowd=False):
+    """Those of a map of ids, of which id i is of the class labels[i - 1]."""
+    found = [(i, labels[i - 1], area) for i, area in zip(*map(np.ndarray.tolist, count_ids(ids)), strict=True) if i]
+    return tuple(
+        Segment(i, label, classes.things[label], 1.0, area, crowd and classes.things[label]) for i, label, area in found
+    )
+
+
 def nothing(model, count=2, size=(24, 40)):
     """Truths that say nothing about any pixel, or that there is no object."""
     if model.task == "instance":
         return [Instances.from_masks(Masks(size), [], model.classes)] * count
+    if model.task == "panoptic":
+        return [PanopticMap(np.zeros(size, np.int32), (), model.classes)] * count
     return [SemanticMap(np.full(size, model.classes.void, np.uint8), model.classes)] * count
 
 
@@ -131,4 +167,13 @@ def equal(result, other):
     if isinstance(result, Instances):
         same = [np.array_equal(getattr(result, k), getattr(other, k)) for k in ("boxes", "labels", "scores")]
         return all(same) and result.masks.rles() == other.masks.rles()
+    if isinstance(result, PanopticMap):
+        return np.array_equal(result.ids, other.ids) and result.segments == other.segments
     return np.array_equal(result.labels, other.labels)
+
+
+def class_ids(result):
+    """All class ids of a result, in an array of any shape."""
+    if isinstance(result, PanopticMap):
+        return np.array([segment.label for segment in result.segments], np.int64)
+    return result.labels

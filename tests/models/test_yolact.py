@@ -115,7 +115,9 @@ def test_truths_of_one_place_get_priors_of_their_own():
     assert sorted(found[found >= 0].tolist()) == [0, 1, 2, 3]
 
 
-def test_fast_nms_is_its_definition():
+@pytest.mark.parametrize("at_once", [parts._PAIRS, 1000, 1])
+def test_fast_nms_is_its_definition(monkeypatch, at_once):
+    monkeypatch.setattr(parts, "_PAIRS", at_once)
     generator = torch.Generator().manual_seed(2)
     boxes, scores = some_boxes(60, 3), torch.rand(60, 4, generator=generator)
     rows, labels, kept = parts.fast_nms(boxes, scores, threshold=0.3, candidates=25, most=30)
@@ -132,6 +134,13 @@ def test_fast_nms_is_its_definition():
     assert list(zip(kept.tolist(), rows.tolist(), labels.tolist(), strict=True)) == expected
     nothing = parts.fast_nms(boxes[:0], scores[:0], threshold=0.5, candidates=25, most=30)
     assert [len(part) for part in nothing] == [0, 0, 0]
+
+
+def test_asking_for_very_many_objects_costs_what_there_is():
+    boxes, scores = some_boxes(40, 1), torch.rand(40, 80)
+    most = parts.fast_nms(boxes, scores, threshold=0.5, candidates=10**6, most=10**6)
+    enough = parts.fast_nms(boxes, scores, threshold=0.5, candidates=40, most=40 * 80)
+    assert all(torch.equal(one, other) for one, other in zip(most, enough, strict=True))
 
 
 def test_the_hardest_background_is_three_times_the_positives_of_a_picture():

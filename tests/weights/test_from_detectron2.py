@@ -1,9 +1,5 @@
 """Detectron2's checkpoints in the publisher's formats: the public reference's answers, other forms, what is refused."""
 
-import json
-import pickle
-from collections import OrderedDict
-
 import pytest
 import torch
 
@@ -12,13 +8,12 @@ from kirie.errors import KirieError
 from kirie.models.semantic_fpn import SemanticFPN
 from kirie.weights.from_detectron2 import recognises
 from kirie.weights.load import import_checkpoint
+from tests.weights.detectron2 import STAGES, published, trained, without, write_zoo, zoo
 from tests.weights.parity import check_argmax, check_stages, load_case, stage_outputs, through_file
 
 HOOKS = {
     "net_input": ("encoder.body.conv1", "input"),
-    "stem": "encoder.body.maxpool",
-    **{f"res{level}": f"encoder.body.layer{level - 1}" for level in range(2, 6)},
-    **{f"p{level}": f"fpn.outputs.{level - 2}" for level in range(2, 6)},
+    **STAGES,
     **{f"sem_head_p{level}": f"head.branches.{level - 2}" for level in range(2, 6)},
     "sem_logits_stride4": "head",
 }
@@ -26,32 +21,6 @@ PIXELS = {
     "bgr": ([103.53, 116.28, 123.675], [1.0, 1.0, 1.0]),
     "rgb": ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
 }
-
-
-def published(model):
-    """The state dict of our Semantic FPN under Detectron2's names, with the colours in its order."""
-    state = OrderedDict()
-    for name, tensor in model.state_dict().items():
-        part, _, rest = name.partition(".")
-        words = rest.removeprefix("body.").split(".")
-        leaf = words[-1]
-        if name == "encoder.body.conv1.weight":
-            state["backbone.bottom_up.stem.conv1.weight"] = tensor.flip(1) if tensor.shape[1] == 3 else tensor
-        elif part == "encoder" and words[0] == "bn1":
-            state[f"backbone.bottom_up.stem.conv1.norm.{leaf}"] = tensor
-        elif part == "encoder":
-            stage, block, layer = int(words[0][-1]) + 1, words[1], words[2]
-            place = "shortcut" if layer == "downsample" else f"conv{layer[-1]}"
-            norm = ".norm" if layer.startswith("bn") or words[2:4] == ["downsample", "1"] else ""
-            state[f"backbone.bottom_up.res{stage}.{block}.{place}{norm}.{leaf}"] = tensor
-        elif part == "fpn":
-            state[f"backbone.fpn_{words[0][:-1]}{int(words[1]) + 2}.{leaf}"] = tensor
-        elif words[0] == "predictor":
-            state[f"sem_seg_head.{rest}"] = tensor
-        else:
-            norm = ".norm" if words[3] == "1" else ""
-            state[f"sem_seg_head.p{int(words[1]) + 2}.{words[2]}{norm}.{leaf}"] = tensor
-    return OrderedDict((n, t) for n, t in state.items() if not n.endswith("num_batches_tracked"))
 
 
 def network(**options):
@@ -65,22 +34,6 @@ def network(**options):
     return model.eval()
 
 
-def trained(state):
-    """What Detectron2 writes in training."""
-    return {
-        "model": state,
-        "optimizer": {"state": {}, "param_groups": []},
-        "scheduler": {"last_epoch": 1},
-        "iteration": 9,
-    }
-
-
-def write_zoo(content, path):
-    """Writes a file as those of the model zoo are."""
-    arrays = {name: tensor.numpy() for name, tensor in content["model"].items()}
-    path.write_bytes(pickle.dumps({**content, "model": arrays}, protocol=2))
-
-
 # ---- the public reference's answers
 
 
@@ -92,8 +45,7 @@ def case(shared):
 @pytest.fixture(scope="module")
 def imported(case, tmp_path_factory):
     """The model that comes out of the file the model zoo would have."""
-    zoo = {"model": case.state, "__author__": "Detectron2 Model Zoo"}
-    return through_file(zoo, tmp_path_factory.mktemp("release") / "model_final.pkl", write_zoo)
+    return through_file(zoo(case.state), tmp_path_factory.mktemp("release") / "model_final.pkl", write_zoo)
 
 
 @torch.no_grad()
@@ -210,17 +162,13 @@ def with_entries(*names):
     return lambda state: state | {name: torch.zeros(1) for name in names}
 
 
-def without(part):
-    return lambda state: {n: t for n, t in state.items() if part not in n}
-
-
 HEADS = ("proposal_generator.rpn_head.conv.weight", "roi_heads.box_head.fc1.weight")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (with_entries(*HEADS, "roi_heads.mask_head.mask_fcn1.weight"), "a Panoptic FPN, an architecture"),
+        (lambda s: with_entries(*HEADS, "roi_heads.keypoint_head.x")(without("sem_seg")(s)), "a Keypoint R-CNN, an"),
         (lambda s: with_entries(*HEADS)(without("sem_seg")(s)), "a Faster R-CNN"),
         (lambda s: with_entries("head.cls_subnet.0.weight")(without("sem_seg")(s)), "a RetinaNet"),
         (lambda s: with_entries("mine.x")(without("sem_seg")(s)), "heads are none that kirie knows: mine"),
@@ -240,20 +188,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(change, message, small, tmp_p
     torch.save(trained(change(small)), tmp_path / "checkpoint.pth")
     with pytest.raises(KirieError, match=message):
         import_checkpoint(tmp_path / "checkpoint.pth")
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [("d2_panoptic_fpn_r50", "a Panoptic FPN")],
-)
-def test_architectures_that_come_next_are_told_by_their_names(name, words, shared, tmp_path):
-    facts = shared / "parity" / f"{name}.json"
-    if not facts.is_file():
-        pytest.skip("no parity cases")
-    state = {key: torch.zeros(1) for key in json.loads(facts.read_text())["keys"]}
-    torch.save({"model": state}, tmp_path / "model_final.pth")
-    with pytest.raises(KirieError, match=f"{words}.*kirie does not build yet"):
-        import_checkpoint(tmp_path / "model_final.pth")
 
 
 def test_other_layouts_are_not_taken_for_detectron2s(small):

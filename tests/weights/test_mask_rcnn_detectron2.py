@@ -1,42 +1,30 @@
 """Detectron2's Mask R-CNNs in the publisher's formats: the public reference's answers, other forms, what is refused."""
 
-import pickle
-import re
-
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from kirie.class_lists import COCO
 from kirie.errors import KirieError
 from kirie.models.contract import InputFacts
-from kirie.models.mask_rcnn import CANDIDATES, PROPOSALS, MaskRCNN
-from kirie.models.parts.proposals import by_anchor, select
+from kirie.models.mask_rcnn import MaskRCNN
 from kirie.weights.load import import_checkpoint
-from tests.weights.parity import check_stages, load_case, through_file
-
-HOOKS = {
-    "stem": "encoder.body.maxpool",
-    **{f"res{level}": f"encoder.body.layer{level - 1}" for level in range(2, 6)},
-    **{f"p{level}": f"fpn.outputs.{level - 2}" for level in range(2, 6)},
-}
-
-
-def write_zoo(content, path):
-    """Writes a file as those of the model zoo are."""
-    arrays = {name: tensor.numpy() for name, tensor in content["model"].items()}
-    path.write_bytes(pickle.dumps({**content, "model": arrays}, protocol=2))
-
-
-def cell_anchors():
-    """What old files of the zoo hold beside the weights: corners for the ratios 0.5, 1 and 2 of height to width."""
-    out = {}
-    for level, size in enumerate((32, 64, 128, 256, 512)):
-        rows = [[-w / 2, -h / 2, w / 2, h / 2] for w, h in ((size / r**0.5, size * r**0.5) for r in (0.5, 1, 2))]
-        out[f"proposal_generator.anchor_generator.cell_anchors.{level}"] = torch.tensor(rows)
-    return out
-
+from tests.weights.detectron2 import (
+    STAGES,
+    cell_anchors,
+    check_heads,
+    check_network,
+    check_objects,
+    check_proposals,
+    pixels,
+    published,
+    ran,
+    trained,
+    without,
+    write_zoo,
+    zoo,
+)
+from tests.weights.parity import load_case, through_file
 
 # ---- the public reference's answers
 
@@ -49,96 +37,29 @@ def case(request, shared):
 @pytest.fixture(scope="module")
 def imported(case, tmp_path_factory):
     """The model that comes out of the file the model zoo would have."""
-    zoo = {"model": case.state, "__author__": "Detectron2 Model Zoo"}
-    return through_file(zoo, tmp_path_factory.mktemp("release") / "model_final.pkl", write_zoo)
+    return through_file(zoo(case.state), tmp_path_factory.mktemp("release") / "model_final.pkl", write_zoo)
 
 
 @pytest.fixture(scope="module")
-@torch.no_grad()
-def ran(case, imported):
+def stages(case, imported):
     """What each stage of the network gives, and the raw output."""
-    model, kept = imported[0], {}
-
-    def keep(name):
-        return lambda _, given, output: kept.update({name: output[0]})
-
-    handles = [model.get_submodule(path).register_forward_hook(keep(name)) for name, path in HOOKS.items()]
-    first = model.encoder.body.conv1
-    handles.append(first.register_forward_hook(lambda _, given, out: kept.update(net_input=given[0][0].flip(0))))
-    raw = model(torch.from_numpy(case.image)[None] / 255)
-    for handle in handles:
-        handle.remove()
-    return kept, raw
+    return ran(imported[0], case.image, STAGES)
 
 
-def tolerance(case, name):
-    return {key: value for key, value in case.facts["tolerance"][name].items() if key != "rule"}
+def test_every_stage_is_that_of_the_reference(case, stages):
+    assert check_network(case, *stages) == 17
 
 
-def compared(case, *names):
-    return case._replace(facts={**case.facts, "outputs": {n: case.facts["outputs"][n] for n in names}})
+def test_proposals_are_those_of_the_reference(case, imported, stages):
+    check_proposals(case, imported[0], stages[1])
 
 
-def test_every_stage_is_that_of_the_reference(case, ran):
-    found, raw = dict(ran[0]), ran[1]
-    found["p6"] = found["p5"][:, ::2, ::2]
-    for level in (2, 4, 6):
-        found[f"rpn_logits_p{level}"] = raw.objectness[level - 2][0]
-        found[f"rpn_deltas_p{level}"] = raw.codes[level - 2][0]
-    check_stages(compared(case, *found), found)
-    assert len(found) == 17
+def test_heads_answer_the_references_proposals_alike(case, imported, stages):
+    check_heads(case, imported[0], stages[1])
 
 
-@torch.no_grad()
-def test_proposals_are_those_of_the_reference(case, imported, ran):
-    model, raw = imported[0], ran[1]
-    boxes, logits = select(
-        [by_anchor(x, 1)[0, :, 0] for x in raw.objectness], [by_anchor(x, 4)[0] for x in raw.codes],
-        model._anchors(raw), raw.seen[0], candidates=CANDIDATES["prediction"], most=PROPOSALS,
-    )  # fmt: skip
-    expected = torch.from_numpy(case.arrays["proposals"])
-    away, place = (expected[:, None] - boxes).abs().amax(2).min(1)
-    near = away < 0.05
-    assert len(boxes) == len(expected) and near.float().mean() >= 0.98
-    given = torch.from_numpy(case.arrays["proposal_logits"])
-    torch.testing.assert_close(logits[place[near]], given[near], **tolerance(case, "proposal_logits"))
-    assert (logits.diff() <= 0).all()
-
-
-@torch.no_grad()
-def test_heads_answer_the_references_proposals_alike(case, imported, ran):
-    model, raw = imported[0], ran[1]
-    index = case.arrays["roi_index"]
-    regions = torch.from_numpy(case.arrays["proposals"][index])
-    kept = {}
-    last = model.box_head.layers[-1]
-    handle = last.register_forward_hook(lambda _, given, out: kept.update(features=F.relu(out)))
-    pooled = model._pooled([x.contiguous() for x in raw.maps], [regions], 7)
-    logits, codes = model.box_head(pooled)
-    handle.remove()
-    found = {
-        "roi_pooled": pooled, "roi_box_feat": kept["features"], "roi_cls_logits": logits,
-        "roi_box_deltas": codes.flatten(1),
-    }  # fmt: skip
-    for name, full in found.items():
-        steps = case.facts["outputs"][name].get("steps") or [1] * full.ndim
-        thinned = full.numpy()[(slice(None), *(slice(None, None, step) for step in steps[1:]))]
-        np.testing.assert_allclose(thinned, case.arrays[name], **tolerance(case, name), err_msg=name)
-
-
-@torch.no_grad()
-def test_objects_are_those_of_the_reference(case, imported, ran):
-    model, raw = imported[0], ran[1]
-    size, answers = tuple(case.facts["input"]["output_height_width"]), case.arrays
-    found = model.decode_tensors(raw, torch.tensor(size))
-    result = model.decode(raw, [size])[0]
-    np.testing.assert_array_equal(result.labels, answers["classes"])
-    np.testing.assert_allclose(result.boxes, answers["boxes"], atol=0.02)
-    np.testing.assert_allclose(result.scores, answers["scores"], atol=5e-4)
-    np.testing.assert_allclose(found.maps[:8], answers["mask_probs_28"], atol=5e-4)
-    masks = np.unpackbits(answers["masks_packed"], axis=-1, count=size[1]).astype(bool)
-    for one, other in zip(result.masks, masks, strict=True):
-        assert (one & other).sum() >= (0.99 if other.sum() >= 400 else 0.97) * (one | other).sum()
+def test_objects_are_those_of_the_reference(case, imported, stages):
+    check_objects(case, imported[0], stages[1])
 
 
 def test_the_network_is_that_of_the_release(case, imported):
@@ -155,41 +76,6 @@ def test_the_network_is_that_of_the_release(case, imported):
 # ---- other forms
 
 
-def published(model):
-    """The state dict of our Mask R-CNN under Detectron2's names, with the colours in its order."""
-    rows = (
-        (r"encoder\.body\.bn1\.", "backbone.bottom_up.stem.conv1.norm."),
-        (r"encoder\.body\.conv1\.", "backbone.bottom_up.stem.conv1."),
-        (r"fpn\.(lateral|output)s\.(\d)\.", lambda m: f"backbone.fpn_{m[1]}{int(m[2]) + 2}."),
-        (r"proposals\.convs\.0\.0\.", "proposal_generator.rpn_head.conv."),
-        (r"proposals\.objectness\.", "proposal_generator.rpn_head.objectness_logits."),
-        (r"proposals\.codes\.", "proposal_generator.rpn_head.anchor_deltas."),
-        (r"box_head\.convs\.(\d)\.0\.", lambda m: f"roi_heads.box_head.conv{int(m[1]) + 1}."),
-        (r"box_head\.layers\.(\d)\.", lambda m: f"roi_heads.box_head.fc{int(m[1]) + 1}."),
-        (r"box_head\.logits\.", "roi_heads.box_predictor.cls_score."),
-        (r"box_head\.codes\.", "roi_heads.box_predictor.bbox_pred."),
-        (r"mask_head\.convs\.(\d)\.0\.", lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}."),
-        (r"mask_head\.enlarge\.", "roi_heads.mask_head.deconv."),
-        (r"mask_head\.predictor\.", "roi_heads.mask_head.predictor."),
-    )
-
-    def stage(match):
-        layer, number = match[3], int(match[1]) + 1
-        place = {"bn": f"conv{layer[-1]}.norm", "co": layer}.get(layer[:2])
-        place = place or ("shortcut.norm" if layer.endswith("1") else "shortcut")
-        return f"backbone.bottom_up.res{number}.{match[2]}.{place}."
-
-    out = {}
-    for name, tensor in model.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            continue
-        new = re.sub(r"encoder\.body\.layer(\d)\.(\d+)\.(\w+?\d|downsample\.\d)\.", stage, name)
-        for pattern, place in rows:
-            new = re.sub(f"^{pattern}", place, new)
-        out[new] = tensor.flip(1) if name == "encoder.body.conv1.weight" and tensor.shape[1] == 3 else tensor
-    return out
-
-
 def network(classes=5, **options):
     """A narrow Mask R-CNN whose running statistics are not those of its birth."""
     torch.manual_seed(1)
@@ -202,18 +88,6 @@ def network(classes=5, **options):
             buffer.uniform_(0.5, 1.5)
     model.score_threshold = 0.0
     return model.eval()
-
-
-def pixels():
-    return {
-        "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).view(3, 1, 1),
-        "pixel_std": torch.tensor([57.375, 57.12, 58.395]).view(3, 1, 1),
-    }
-
-
-def trained(state):
-    """What Detectron2 writes in training."""
-    return {"model": state, "optimizer": {"state": {}, "param_groups": []}, "scheduler": {}, "iteration": 9}
 
 
 @torch.no_grad()
@@ -267,10 +141,6 @@ def test_names_of_a_single_class_and_sizes_of_anchors_can_be_set(tmp_path):
 
 
 # ---- what is refused
-
-
-def without(part):
-    return lambda state: {n: t for n, t in state.items() if part not in n}
 
 
 def with_anchors(change):

@@ -110,3 +110,19 @@ class SemanticFPNHead(nn.Module):
             first = first + other
         logits: Tensor = self.predictor(first)
         return logits
+
+
+def covering(logits: Tensor, stride: int, size: Sequence[int]) -> Tensor:
+    """Logits (B, K, H, W) for every pixel of a picture, out of those of the head over the padded picture.
+
+    As in the reference: enlarged to the padded picture, of which the padding is then cut off. Another size than the
+    picture's takes a second resize after that.
+
+    Args:
+        logits: (B, K, h, w) of `SemanticFPNHead`.
+        stride: of the finest map of the pyramid; the padded picture has so many times h rows and w columns.
+        size: (H, W) of the picture before rows were added at the bottom and columns at the right.
+    """
+    height, width = (side * stride for side in logits.shape[-2:])
+    full = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+    return full[..., : size[0], : size[1]]

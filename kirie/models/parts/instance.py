@@ -68,6 +68,12 @@ class Chosen(NamedTuple):
     sources: tuple[Tensor, ...]
     seen: Tensor
 
+    def from_score(self, least: float) -> Chosen:
+        """Those that score at least so much."""
+        kept = self.scores >= least
+        sources = tuple(part[kept] for part in self.sources)
+        return Chosen(self.boxes[kept], self.labels[kept], self.scores[kept], sources, self.seen)
+
 
 class InstanceModel(SegmentationModel):
     """A model that gives Instances; a subclass writes `forward`, `loss`, `choose`, `maps` and `cut`.
@@ -177,27 +183,32 @@ class InstanceModel(SegmentationModel):
         Of the model it needs the constructor's arguments at most, no weights: one on the meta device serves as well.
         """
 
-    def decode(self, raw: Any, sizes: Sequence[tuple[int, int]], *, scores: bool = False) -> list[Instances]:
+    def decode(
+        self, raw: Any, sizes: Sequence[tuple[int, int]], *, scores: bool = False, least: float = 0.0
+    ) -> list[Instances]:
         """The objects of each picture at the sizes (H, W) asked for, the highest score first.
 
-        Objects have one score each; `scores`, for probabilities per pixel, changes nothing.
+        Args:
+            raw: what `forward` gave for B images.
+            sizes: B sizes (H, W).
+            scores: for probabilities per pixel; objects have one score each, so it changes nothing.
+            least: objects that score less are left out, before their masks are made.
 
         Raises:
             KirieError: when there are more or fewer sizes than pictures, or the network's outputs are NaN.
         """
         if len(sizes) != len(raw.seen):
             raise KirieError(f"There must be one size per picture, got {len(sizes)} for {len(raw.seen)}.")
-        if _has_nan(raw):
-            raise KirieError(
-                "The network's outputs are NaN: its weights or the picture are, or half precision overflowed; look at "
-                "the weights, or predict in float32."
-            )
+        refuse_nan(raw)
         with torch.no_grad(), torch.autocast(self.mean.device.type, enabled=False):
-            return [self._decoded(_of_picture(raw, index), (size[0], size[1])) for index, size in enumerate(sizes)]
+            return [
+                self._decoded(_of_picture(raw, index), (size[0], size[1]), least) for index, size in enumerate(sizes)
+            ]
 
-    def _decoded(self, raw: Any, size: tuple[int, int]) -> Instances:
+    def _decoded(self, raw: Any, size: tuple[int, int], least: float) -> Instances:
         """The objects of one picture: its maps are made and cut some at a time, as all of them may be gigabytes."""
         chosen = self.choose(raw, torch.tensor(size, device=self.mean.device))
+        chosen = chosen.from_score(least) if least > 0 else chosen
         masks: list[Crop | bytes] = []
         for start in range(0, len(chosen.boxes), AT_ONCE):
             some = slice(start, start + AT_ONCE)
@@ -223,6 +234,15 @@ class InstanceModel(SegmentationModel):
 def _array(x: Tensor) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = x.detach().cpu().numpy()
     return values
+
+
+def refuse_nan(raw: Any) -> None:
+    """Raises `KirieError` where any tensor of what `forward` gave holds NaN."""
+    if _has_nan(raw):
+        raise KirieError(
+            "The network's outputs are NaN: its weights or the picture are, or half precision overflowed; look at "
+            "the weights, or predict in float32."
+        )
 
 
 def _has_nan(part: Any) -> bool:

@@ -18,6 +18,7 @@ _LARGEST = 10.0  # exponent of a side; beyond any picture, and finite
 _NEGATIVES = 3  # background priors learned per positive one
 _CHOICES = 16  # priors that a truth may fall back on where others need its best ones
 _AT_ONCE = 64  # truths compared with all priors at once, as there may be thousands of them
+_PAIRS = 2**23  # of boxes that are compared at once
 
 
 def grid_priors(cells: Sequence[int], cell: Sequence[float], sides: Tensor) -> Tensor:
@@ -147,14 +148,24 @@ def fast_nms(boxes: Tensor, scores: Tensor, *, threshold: float, candidates: int
     Returns:
         Rows of `boxes` (M,), classes (M,) and scores (M,), the highest score first.
     """
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if not (tracing or torch.compiler.is_compiling()):
+        candidates = max(min(candidates, len(boxes)), 1)  # more there are not
     nothing = scores.new_full((scores.shape[1], candidates), -1.0)  # so that there are always enough to take
     top, rows = torch.cat([scores.T, nothing], 1).topk(candidates)  # (K, candidates), descending
     near = torch.cat([boxes, boxes.new_zeros(candidates, 4)])[rows]  # (K, candidates, 4)
-    better = overlaps(near, near).triu(1).amax(1)  # (K, candidates): the highest IoU with a better one
+    step = max(_PAIRS // (near.shape[0] * candidates), 1)
+    better = torch.cat([_highest(near, start, start + step) for start in range(0, candidates, step)], 1)
     alive = torch.where(better <= threshold, top, -1.0).flatten()
     left, order = alive.topk(min(most, alive.numel()))
     order = order[left >= 0]
     return rows.flatten()[order], order // candidates, left[left >= 0]
+
+
+def _highest(near: Tensor, start: int, stop: int) -> Tensor:
+    """The highest IoU (K, stop - start) of some of the boxes (K, C, 4) with one before them."""
+    some = near[:, start:stop]
+    return overlaps(near[:, :stop], some).triu(1 - start).amax(1)
 
 
 def _first_choices(choices: list[tuple[float, int, int]]) -> dict[int, int]:

@@ -48,11 +48,28 @@ _TRAININGS = {
         32,
         "overlay,csv,cutouts",
     ),
+    "panoptic": (
+        "a small Panoptic FPN",
+        {
+            "data.task": "panoptic",
+            "model.name": "panoptic_fpn",
+            "model.arguments": "{encoder: resnet18, channels: 64, norm: true, width: 64, box_width: 256, "
+            "mask_convs: 2, mask_width: 64, anchor_sizes: [16, 32, 64, 128, 256], stuff_area: 256}",
+            "augment.change": "{flip_vertical: 0.5, rotate90: 0.5, hue: 0.3, gamma: 0.3}",
+            "train.patch": "[192, 192]",
+            "train.batch_size": "4",
+            "train.learning_rate": "1e-3",
+            "train.validate_every": "8",
+            "train.samples_every": "8",
+        },
+        16,
+        "overlay,coco,csv",
+    ),
 }
 
 
 def demo(
-    task: Annotated[str, typer.Option(help="semantic (which ground) or instance (which coin).")] = "semantic",
+    task: Annotated[str, typer.Option(help="semantic (grounds), instance (coins) or panoptic (both).")] = "semantic",
     out: Annotated[Path | None, typer.Option(help="Where data, run and results go (default: demo, demo-TASK).")] = None,
     pictures: Annotated[int, typer.Option(help="How many pictures to make.")] = 120,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.")] = None,
@@ -66,7 +83,7 @@ def demo(
     from kirie.models.device import pick_device
 
     if task not in _TRAININGS:
-        raise KirieError(f"The demo has the tasks {' and '.join(_TRAININGS)}, got {task!r:.60}.")
+        raise KirieError(f"The demo has the tasks {', '.join(_TRAININGS)}, got {task!r:.60}.")
     pick_device(device)  # complain before anything is written
     words, changes, usual, kinds = _TRAININGS[task]
     epochs = usual if epochs is None else epochs

@@ -529,8 +529,16 @@ def test_demo_of_objects(here, kirie_):
     assert "matching accuracy" in out and "1 predicted into show/cut" in out
     for name in ("demo.jpg", "run/report.html", "run/model.safetensors", "cut/0001_overlay.jpg", "cut/objects.csv"):
         assert Path("show", name).stat().st_size > 0
-    code, _, err = kirie_(*DEMO, "--task", "panoptic")
-    assert code == 1 and "semantic and instance" in err
+    code, _, err = kirie_(*DEMO, "--task", "boxes")
+    assert code == 1 and "semantic, instance, panoptic" in err
+
+
+def test_demo_of_segments(here, kirie_):
+    code, out, err = kirie_(*DEMO, "--task", "panoptic")
+    assert code == 0 and "Traceback" not in err
+    assert "PQ of stuff" in out and "1 predicted into show/cut" in out
+    for name in ("demo.jpg", "run/report.html", "run/model.safetensors", "cut/panoptic_results/0001.png"):
+        assert Path("show", name).stat().st_size > 0
 
 
 def test_demo_replaces_its_own_run_and_spares_any_other(here, kirie_, monkeypatch):

@@ -19,7 +19,7 @@ from kirie.data.layouts import FolderSettings
 from kirie.data.splits import SPLITS, expect_split
 from kirie.errors import KirieError
 from kirie.lookup import look_up
-from kirie.results import Instances, PanopticMap, Result, SemanticMap, to_instances, to_semantic
+from kirie.results import Instances, PanopticMap, Result, SemanticMap, things_of, to_semantic
 
 Entry = Sample | Callable[[], Sample]
 _OWN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # package.module:name
@@ -163,12 +163,7 @@ def as_task(truth: Result, task: str, name: str) -> Result:
     if task == "semantic":
         return to_semantic(truth)
     if task == "instance" and isinstance(truth, PanopticMap):
-        things = np.flatnonzero(truth.classes.things)
-        objects = to_instances(truth)
-        objects = objects[np.isin(objects.labels, things)]
-        labels = np.searchsorted(things, objects.labels)
-        classes = truth.classes.subset(things.tolist())
-        return Instances.from_masks(objects.masks, labels, classes, objects.scores, objects.crowd)
+        return things_of(truth)
     raise KirieError(f"The truth of {name} is a {type(truth).__name__}, which cannot serve task {task!r}.")
 
 

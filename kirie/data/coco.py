@@ -18,7 +18,7 @@ from kirie.classes import Classes
 from kirie.data.coco_file import CocoFile, Outline
 from kirie.data.coco_layout import CocoLayout, coco_files, find_coco
 from kirie.data.coco_objects import BROKEN, REWRITE, coco_objects
-from kirie.data.coco_pictures import annotation_name, distinct_names, merged_categories
+from kirie.data.coco_pictures import annotation_name, class_names, kept_categories
 from kirie.data.fault import named
 from kirie.data.folder_layout import find_layout
 from kirie.data.folders import FolderDataset
@@ -103,25 +103,13 @@ class CocoDataset(FolderDataset):
                 annotations of a file are boxes alone.
         """
         files = cast(CocoLayout, layout).files
-        ignored, known = settings.ignore or (), merged_categories(files.values())
-        categories = [c for c in known if c.id not in ignored]
-        if not categories:
-            why = (
-                f"lists no `categories` beside those of data.ignore: {list(ignored)}"
-                if known
-                else "lists no `categories`"
-            )
-            raise KirieError(f"{', '.join(files)} {why}; expected the id and name of each class.")
+        ignored = settings.ignore or ()
+        categories = kept_categories(files, ignored, "id and name")
         for file in files.values():
             _expect_outlines(file, ignored)
-        names = settings.classes or distinct_names(categories)
-        if len(names) != len(categories):
-            raise KirieError(
-                f"data.classes has {len(names)} names, but {', '.join(files)} {len(categories)} categories: "
-                f"{', '.join(c.name for c in categories[:12])}."
-            )
+        names = class_names(categories, settings.classes, files)
         ids = tuple(c.id for c in categories)
-        classes = Classes(tuple(names), things=(True,) * len(names), ids=ids)
+        classes = Classes(names, things=(True,) * len(names), ids=ids)
         published = (classes.names, ids) == (COCO.names, COCO.ids)
         classes = COCO if published else classes
         labels = {**dict.fromkeys(ignored, -1), **{number: label for label, number in enumerate(ids)}}

@@ -16,7 +16,7 @@ from kirie.class_lists import COCO_PANOPTIC
 from kirie.classes import Classes
 from kirie.data.coco import label_files_serve
 from kirie.data.coco_layout import coco_files
-from kirie.data.coco_pictures import distinct_names, merged_categories
+from kirie.data.coco_pictures import class_names, kept_categories
 from kirie.data.folders import FolderDataset
 from kirie.data.labels import LabelFormat
 from kirie.data.layouts import FolderSettings, Layout, Pair
@@ -154,24 +154,13 @@ def _others_serve(path: Path, task: str | None, settings: FolderSettings) -> boo
 
 def _classes(files: Mapping[str, PanopticFile], settings: FolderSettings) -> Classes:
     """The classes of the categories that are not ignored."""
-    ignored, known = settings.ignore or (), merged_categories(files.values())
-    categories = [category for category in known if category.id not in ignored]
-    if not categories:
-        why = f" beside those of data.ignore: {list(ignored)}" if known else ""
-        raise KirieError(
-            f"{', '.join(files)} lists no `categories`{why}; expected the id, name and isthing of each class."
-        )
-    names = settings.classes or distinct_names(categories)
-    if len(names) != len(categories):
-        raise KirieError(
-            f"data.classes has {len(names)} names, but {', '.join(files)} {len(categories)} categories: "
-            f"{', '.join(c.name for c in categories[:12])}."
-        )
+    categories = kept_categories(files, settings.ignore or (), "id, name and isthing")
+    names = class_names(categories, settings.classes, files)
     ids, things = tuple(c.id for c in categories), tuple(bool(c.is_thing) for c in categories)
-    if (tuple(names), ids, things) == (COCO_PANOPTIC.names, COCO_PANOPTIC.ids, COCO_PANOPTIC.things):
+    if (names, ids, things) == (COCO_PANOPTIC.names, COCO_PANOPTIC.ids, COCO_PANOPTIC.things):
         return COCO_PANOPTIC
     colors = tuple(c.color for c in categories if c.color is not None)
-    return Classes(tuple(names), colors if len(colors) == len(categories) else (), things, ids, (0,))
+    return Classes(names, colors if len(colors) == len(categories) else (), things, ids, (0,))
 
 
 def _check_categories(file: PanopticFile, labels: Mapping[int, int]) -> None:

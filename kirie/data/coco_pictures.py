@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -225,10 +225,42 @@ def merged_categories(files: Iterable[CocoPictures]) -> list[Category]:
     return list(known.values())
 
 
-def distinct_names(categories: Sequence[Category]) -> tuple[str, ...]:
-    """The names, with the id behind those that repeat."""
-    times = Counter(category.name for category in categories)
-    return tuple(c.name if times[c.name] == 1 else f"{c.name} ({c.id})" for c in categories)
+def kept_categories(files: Mapping[str, CocoPictures], ignored: Collection[int], parts: str) -> list[Category]:
+    """The categories of all files of a data set, each once, without those that are ignored.
+
+    Args:
+        files: by their paths.
+        ignored: ids of categories.
+        parts: what a category has, for the message where there is none.
+
+    Raises:
+        KirieError: when none is left, or two files disagree on one.
+    """
+    known = merged_categories(files.values())
+    categories = [category for category in known if category.id not in ignored]
+    if not categories:
+        why = f" beside those of data.ignore: {list(ignored)}" if known else ""
+        raise KirieError(f"{', '.join(files)} lists no `categories`{why}; expected the {parts} of each class.")
+    return categories
+
+
+def class_names(
+    categories: Sequence[Category], given: Sequence[str] | None, files: Mapping[str, CocoPictures]
+) -> tuple[str, ...]:
+    """The names of classes: those that `data.classes` gives, else the categories' own, with the id where they repeat.
+
+    Raises:
+        KirieError: when more or fewer are given than there are categories.
+    """
+    if not given:
+        times = Counter(category.name for category in categories)
+        return tuple(c.name if times[c.name] == 1 else f"{c.name} ({c.id})" for c in categories)
+    if len(given) != len(categories):
+        raise KirieError(
+            f"data.classes has {len(given)} names, but {', '.join(files)} {len(categories)} categories: "
+            f"{', '.join(c.name for c in categories[:12])}."
+        )
+    return tuple(given)
 
 
 def _kind(category: Category) -> str:

@@ -235,18 +235,17 @@ def _segment_tags(result: PanopticMap, layer: Layer, names: bool, scores: bool) 
 def _legend_of(result: Result) -> list[tuple[str, Color | None]]:
     """Name and colour of each class that occurs in a result; void has no colour."""
     classes = result.classes
+    objects: set[int]  # classes that are drawn as objects, in shades of their colour
     if isinstance(result, SemanticMap):
         found = np.flatnonzero(np.bincount(result.labels.ravel(), minlength=1)).tolist()
-        void = classes.void in found
+        void, objects = classes.void in found, set()
     elif isinstance(result, Instances):
         found, void = np.unique(result.labels).tolist() if len(classes) > 1 else [], False
+        objects = set(found)
     else:
         found = sorted({segment.label for segment in result.segments})
-        void = bool((result.ids == 0).any())
+        void, objects = bool((result.ids == 0).any()), {s.label for s in result.segments if s.is_thing}
     shown = [i for i in found if i < len(classes) and not (i == 0 and classes.has_background)]
-    objects = {s.label for s in result.segments if s.is_thing} if isinstance(result, PanopticMap) else set()
-    if isinstance(result, Instances):
-        objects = set(found)
     entries: list[tuple[str, Color | None]] = [
         (classes.names[i], legend_color(i, classes) if i in objects else classes.colors[i]) for i in shown
     ]

@@ -57,7 +57,7 @@ def choose(source: Path, folder: Path) -> Path:
     return folder
 
 
-def learn(name: str, data: Path, out: Path, epochs: int) -> dict[str, Any]:
+def learn(name: str, data: Path, out: Path, epochs: int, patch: tuple[int, int] = PATCH) -> dict[str, Any]:
     """Trains one model on the pictures and measures it on the same ones."""
     arguments = {"encoder": "resnet18", **(MODELS | PANOPTIC)[name]}
     changes = [
@@ -66,7 +66,7 @@ def learn(name: str, data: Path, out: Path, epochs: int) -> dict[str, Any]:
         f"data.short_side={SHORT_SIDE}",
         f"model.arguments={json.dumps(arguments)}",
         "augment.preset=none",
-        f"train.patch={list(PATCH)}",
+        f"train.patch={list(patch)}",
         "train.batch_size=4",
         "train.draws=8",
         f"train.epochs={epochs}",

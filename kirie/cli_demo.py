@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,60 +13,14 @@ from kirie.cli_data import show_inspection
 from kirie.cli_results import Device, one_model, run_prediction, show_evaluation
 from kirie.errors import KirieError
 
-# Per task: what is trained, in words; changes to the defaults; what is written of the predictions.
+if TYPE_CHECKING:
+    from kirie.recipe import Recipe
+
+# Per task: what is trained, in words; by which recipe; what is written of the predictions.
 _TRAININGS = {
-    "semantic": (
-        "a small U-Net",
-        {
-            "data.task": "semantic",
-            "model.name": "unet",
-            "model.arguments": "{width: 16, bias: false, standardise: true}",
-            "train.loss": "ce+dice",
-            "train.patch": "[160, 160]",
-            "train.batch_size": "8",
-            "train.draws": "2",
-            "train.learning_rate": "3e-3",
-            "train.validate_every": "13",
-            "train.samples_every": "13",
-        },
-        52,
-        "labels,overlay",
-    ),
-    "instance": (
-        "a small YOLACT",
-        {
-            "data.task": "instance",
-            "model.name": "yolact",
-            "model.arguments": "{encoder: resnet18, channels: 64, shown_threshold: 0.5}",
-            "augment.change": "{flip_vertical: 0.5, rotate90: 0.5, hue: 0.3, gamma: 0.3}",
-            "train.patch": "[192, 192]",
-            "train.batch_size": "8",
-            "train.draws": "2",
-            "train.learning_rate": "2e-3",
-            "train.precision": "fp32",  # bf16 is no quicker for a network so small, but for CPUs with AMX
-            "train.validate_every": "16",
-            "train.samples_every": "16",
-        },
-        32,
-        "overlay,csv,cutouts",
-    ),
-    "panoptic": (
-        "a small Panoptic FPN",
-        {
-            "data.task": "panoptic",
-            "model.name": "panoptic_fpn",
-            "model.arguments": "{encoder: resnet18, channels: 64, norm: true, width: 64, box_width: 256, "
-            "mask_convs: 2, mask_width: 64, anchor_sizes: [16, 32, 64, 128, 256], stuff_area: 256}",
-            "augment.change": "{flip_vertical: 0.5, rotate90: 0.5, hue: 0.3, gamma: 0.3}",
-            "train.patch": "[192, 192]",
-            "train.batch_size": "4",
-            "train.learning_rate": "1e-3",
-            "train.validate_every": "8",
-            "train.samples_every": "8",
-        },
-        16,
-        "overlay,coco,csv",
-    ),
+    "semantic": ("a small U-Net", "demo/unet", "labels,overlay"),
+    "instance": ("a small YOLACT", "demo/yolact", "overlay,csv,cutouts"),
+    "panoptic": ("a small Panoptic FPN", "demo/panoptic_fpn", "overlay,coco,csv"),
 }
 
 
@@ -82,19 +37,21 @@ def demo(
     """
     from kirie.demo import make_demo
     from kirie.models.device import pick_device
+    from kirie.recipe import read_recipe
+    from kirie.recipe_zoo import recipe_file
 
     if task not in _TRAININGS:
         raise KirieError(f"The demo has the tasks {', '.join(_TRAININGS)}, got {task!r:.60}.")
     pick_device(device)  # complain before anything is written
-    words, changes, usual, kinds = _TRAININGS[task]
-    epochs = usual if epochs is None else epochs
+    words, name, kinds = _TRAININGS[task]
     out = Path("demo" if task == "semantic" else f"demo-{task}") if out is None else out
+    recipe = read_recipe(recipe_file(name), [] if epochs is None else [f"train.epochs={epochs}"])
+    recipe = replace(recipe, data=replace(recipe.data, path=str(out / "data")))
     data = make_demo(out / "data", pictures=pictures)
     print(f"1/4 {pictures} pictures with coins on brick, grass and gravel: {data}")
     show_inspection(data, task, out / "inspect.png", as_json=False)
-    print(f"\n2/4 training {words} for {epochs} epochs")
-    entries = [f"train.epochs={epochs}", *(f"{name}={value}" for name, value in changes.items())]
-    run = _train(data, out / "run", epochs, entries, device)
+    print(f"\n2/4 training {words} for {recipe.train.epochs} epochs")
+    run = _train(recipe, out / "run", device)
     model = run / "model.safetensors"
     print("\n3/4 measuring it on the test pictures, which it has not seen")
     show_evaluation(model, data, "test", run, device, as_json=False)
@@ -117,13 +74,12 @@ def _draw(run: Path, data: Path, task: str, place: Path, device: str) -> None:
     write_picture(place, result_sheet(shown_predictor(load(run), device=device), dataset, range(min(6, len(dataset)))))
 
 
-def _train(data: Path, folder: Path, epochs: int, changes: list[str], device: str) -> Path:
-    from kirie.recipe import parse_recipe, read_recipe
+def _train(recipe: Recipe, folder: Path, device: str) -> Path:
+    from kirie.recipe import read_recipe
     from kirie.training.fit import train
 
-    recipe = parse_recipe({"data": {"path": str(data)}}, changes)
     if (folder / "recipe.yaml").exists():
-        if read_recipe(folder / "recipe.yaml", [f"train.epochs={epochs}"]) != recipe:
+        if read_recipe(folder / "recipe.yaml", [f"train.epochs={recipe.train.epochs}"]) != recipe:
             raise KirieError(f"{folder} holds another run than the demo's, which stays; choose another place by --out.")
         shutil.rmtree(folder)  # what an earlier demo made
     run = train(recipe, out=folder, device=device)

@@ -26,7 +26,7 @@ LEVELS = {
     **dict.fromkeys(("data", "models", "metrics", "drawing", "demo", "demo_pictures"), 2),
     "weights": 3,  # beside the four above, but it may import models
     **dict.fromkeys(("prediction", "conversion"), 4),
-    **dict.fromkeys(("recipe", "recipe_zoo", "plan"), 4),
+    **dict.fromkeys(("recipe", "recipe_sections", "recipe_zoo", "plan"), 4),
     "training": 5,
     **dict.fromkeys(("serve", "export", "distributed"), 6),
     **dict.fromkeys(("cli", "cli_data", "cli_demo", "cli_results", "cli_weights"), 7),
@@ -35,10 +35,13 @@ LEVELS = {
 NEVER_EACH_OTHER = (
     {"data", "models", "metrics", "drawing", "weights"},
     {"prediction", "recipe"},
+    {"prediction", "recipe_sections"},
     {"prediction", "plan"},
 )
 ALLOWED_BESIDE = {("weights", "models")}
-KNOW_RECIPES = {"kirie.recipe", "kirie.plan", "kirie.cli", "kirie.cli_data", "kirie.cli_demo", "kirie.training.fit"}
+KNOW_RECIPES = {"kirie.recipe", "kirie.recipe_sections", "kirie.plan", "kirie.training.fit"} | {
+    f"kirie.{name}" for name in ("cli", "cli_data", "cli_demo")
+}
 HEAVY = {"torch", "torchvision", "cv2", "timm", "matplotlib", "scipy"}
 MAX_LINES = 450
 FORBIDDEN_NAMES = {"core", "utils", "util", "common", "helpers", "misc"}
@@ -130,7 +133,7 @@ def test_parts_that_meet_in_the_result_types_never_import_each_other():
 
 
 def test_only_few_files_know_recipes():
-    knowing = {name for name, path in checked_modules() if "kirie.recipe" in imports(path)}
+    knowing = {name for name, path in checked_modules() if {"kirie.recipe", "kirie.recipe_sections"} & imports(path)}
     assert knowing <= KNOW_RECIPES, sorted(knowing - KNOW_RECIPES)
 
 

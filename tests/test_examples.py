@@ -20,7 +20,7 @@ from kirie.demo import make_demo
 from kirie.models.mask_rcnn import MaskRCNN
 from kirie.models.panoptic_fpn import PanopticFPN
 from kirie.models.parts.encoder import OPTIONS, Encoder
-from kirie.recipe import AugmentRecipe, DataRecipe, ModelRecipe, TrainRecipe
+from kirie.recipe_sections import AugmentRecipe, DataRecipe, ModelRecipe, TrainRecipe
 from kirie.recipe_zoo import RECIPES
 from kirie.training import run as run_folder
 

@@ -14,12 +14,7 @@ from kirie.models.file import load, save
 from kirie.models.unet import UNet
 from kirie.prediction.evaluate import evaluate
 from kirie.recipe import (
-    AugmentRecipe,
-    DataRecipe,
-    ModelRecipe,
     Recipe,
-    TrainRecipe,
-    augment_settings,
     build_model,
     own_callable,
     parse_recipe,
@@ -28,6 +23,7 @@ from kirie.recipe import (
     start_from,
     write_recipe,
 )
+from kirie.recipe_sections import AugmentRecipe, DataRecipe, ModelRecipe, TrainRecipe, augment_settings
 
 SMALLEST = {"data": {"path": "somewhere"}}
 

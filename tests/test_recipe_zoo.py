@@ -13,7 +13,8 @@ from kirie.errors import KirieError
 from kirie.models import model_class
 from kirie.models.file import load
 from kirie.reading.strict_yaml import parse_yaml
-from kirie.recipe import augment_settings, build_model, parse_recipe, read_recipe
+from kirie.recipe import build_model, parse_recipe, read_recipe
+from kirie.recipe_sections import augment_settings
 from kirie.recipe_zoo import HOME, RECIPES, recipe_file, recipe_rows, recipe_text
 from kirie.training.fit import train
 from kirie.training.optimise import schedule

@@ -45,7 +45,7 @@ from kirie.results import Instances, Result
 FINEST = 4  # the stride of the pyramid's first map; what an encoder has above that is not used
 CANDIDATES = {"prediction": 1000, "training": 2000}  # proposals of each map that take part
 PROPOSALS = 1000  # that are left, all maps together
-REGIONS, WITH_OBJECT = 512, 0.25  # of each picture that learn, and the share of them with an object at the most
+WITH_OBJECT = 0.25  # share of the regions that learn with an object, at the most
 BOX_CELLS, MASK_CELLS = 7, 14
 
 
@@ -130,6 +130,8 @@ class MaskRCNN(InstanceModel):
         box_width: of these.
         mask_convs: 3 x 3 convolutions of the mask head.
         mask_width: channels of the mask head.
+        regions: of each picture, so many at the most teach the heads. 128 suffice where pictures are small or hold few
+            objects, and take much less time.
         spare_logits: logits of the box head that stand for nothing and are never answered; they are there in networks
             that learned with gaps between the numbers of their classes, and count in the softmax.
         beta: of smooth L1 for boxes, 0 for L1; None for what the flavour has.
@@ -171,6 +173,7 @@ class MaskRCNN(InstanceModel):
         box_width: int = 1024,
         mask_convs: int = 4,
         mask_width: int = 256,
+        regions: int = 512,
         spare_logits: int = 0,
         beta: float | None = None,
         max_detections: int = 100,
@@ -183,8 +186,8 @@ class MaskRCNN(InstanceModel):
         for name, value, least, most in (
             ("channels", channels, 1, 4096), ("proposal_convs", proposal_convs, 0, 16), ("box_convs", box_convs, 0, 16),
             ("box_layers", box_layers, 0, 16), ("box_width", box_width, 1, 2**16), ("mask_convs", mask_convs, 0, 64),
-            ("mask_width", mask_width, 1, 4096), ("spare_logits", spare_logits, 0, 2**16),
-            ("max_detections", max_detections, 1, 2**20),
+            ("mask_width", mask_width, 1, 4096), ("regions", regions, 1, 2**16),
+            ("spare_logits", spare_logits, 0, 2**16), ("max_detections", max_detections, 1, 2**20),
         ):  # fmt: skip
             check_whole(name, value, least, most)
         check_flag("norm", norm)
@@ -206,7 +209,7 @@ class MaskRCNN(InstanceModel):
             "flavour": flavour, "anchor_sizes": anchor_sizes, "anchor_ratios": anchor_ratios,
             "proposal_convs": proposal_convs, "box_convs": box_convs, "box_layers": box_layers,
             "box_width": box_width, "mask_convs": mask_convs, "mask_width": mask_width,
-            "spare_logits": spare_logits, "beta": beta, "max_detections": max_detections,
+            "regions": regions, "spare_logits": spare_logits, "beta": beta, "max_detections": max_detections,
             "score_threshold": score_threshold, "shown_threshold": shown_threshold,
             "nms_threshold": nms_threshold, "mean": mean, "std": std,
         }  # fmt: skip
@@ -217,6 +220,7 @@ class MaskRCNN(InstanceModel):
         self.max_detections, self.score_threshold, self.nms_threshold = max_detections, score_threshold, nms_threshold
         self.shown_threshold = shown_threshold
         self.most_proposals = PROPOSALS
+        self.regions = regions
         self.encoder: Encoder = body
         self.skipped_maps = sum(1 for stride in body.strides if stride < FINEST)
         self.strides = body.strides[self.skipped_maps :]
@@ -288,7 +292,7 @@ class MaskRCNN(InstanceModel):
             )  # fmt: skip
             all_of_it = torch.cat([found, truth.boxes])
             state = matched(all_of_it, truth.boxes, truth.crowds, positive=0.5, negative=0.5)
-            positive, negative = sampled(state, REGIONS, WITH_OBJECT)
+            positive, negative = sampled(state, self.regions, WITH_OBJECT)
             regions.append(all_of_it[torch.cat([positive, negative])])
             rows.append(state[positive])  # the first regions are those with an object
         classification, box = self._box_losses(raw.maps, regions, rows, given)

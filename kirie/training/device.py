@@ -28,7 +28,7 @@ def accelerator(device: str, precision: str) -> Accelerator:
     """
     wanted = pick_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        if wanted.type == "cuda":
+        if wanted.type == "cuda" and wanted.index is not None:
             torch.cuda.set_device(wanted)
         # Accelerate holds the first device and precision of a process for good; this training may have others.
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -25,17 +25,8 @@ from kirie.models import model_class
 from kirie.models.contract import InputFacts, SegmentationModel
 from kirie.models.parts.semantic import SemanticModel
 from kirie.progress import say
-from kirie.recipe import (
-    Recipe,
-    TrainRecipe,
-    augment_settings,
-    build_model,
-    own_callable,
-    parse_recipe,
-    read_recipe,
-    recipe_values,
-    write_recipe,
-)
+from kirie.recipe import Recipe, build_model, own_callable, parse_recipe, read_recipe, recipe_values, write_recipe
+from kirie.recipe_sections import TrainRecipe, augment_settings
 from kirie.recipe_zoo import recipe_file
 from kirie.training.checkpoint import FILE
 from kirie.training.device import accelerator
@@ -53,7 +44,7 @@ SMALL = {
         "name": "panoptic_fpn",
         "arguments": {
             "encoder": "resnet18", "channels": 64, "norm": True, "anchor_sizes": [16, 32, 64, 128, 256],
-            "box_width": 256, "mask_convs": 2, "mask_width": 64, "width": 64, "stuff_area": 256,
+            "box_width": 256, "mask_convs": 2, "mask_width": 64, "regions": 128, "width": 64, "stuff_area": 256,
         },
     },
 }  # fmt: skip

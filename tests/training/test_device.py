@@ -60,3 +60,10 @@ def test_what_does_not_work_is_told(monkeypatch):
 def test_a_gpu_that_is_not_there():
     with pytest.raises(KirieError, match="no device 'cuda' here"):
         accelerator("cuda", "auto")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["auto", "cuda", "cuda:0"])
+def test_a_gpu_by_any_name(name):
+    made = accelerator(name, "bf16")
+    assert (made.mixed_precision, made.device.type, made.device.index or 0) == ("bf16", "cuda", 0)

@@ -196,7 +196,7 @@ def rectangles(seed=0, count=6):
 
 def all_of_it(monkeypatch, theirs, ours):
     """Everything learns, on both sides, so that nothing depends on chance."""
-    monkeypatch.setattr(mask_rcnn, "REGIONS", 10**6)
+    monkeypatch.setattr(ours, "regions", 10**6)
     losses = mask_rcnn.proposal_losses
     monkeypatch.setattr(mask_rcnn, "proposal_losses", lambda *a, **k: losses(*a, **k, count=10**6))
     monkeypatch.setitem(theirs.rpn._post_nms_top_n, "training", 100)

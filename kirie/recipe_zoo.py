@@ -63,9 +63,9 @@ RECIPES: dict[str, Entry] = {
     "coco/semantic_fpn_r50_1x": Entry(
         "Semantic FPN, ResNet-50, 12 epochs", "semantic", _PANOPTIC, "detectron2 semantic_R_50_FPN_1x"
     ),
-    "demo/panoptic_fpn": Entry("grounds and single coins, Panoptic FPN", "panoptic", _DEMO),
+    "demo/panoptic_fpn": Entry("grounds and single coins, Panoptic FPN", "panoptic", _DEMO, "", "PQ 76.8", _OURS),
     "demo/unet": Entry("grounds and coins, U-Net", "semantic", _DEMO, "", "mIoU 0.927", _OURS),
-    "demo/yolact": Entry("single coins, YOLACT", "instance", _DEMO),
+    "demo/yolact": Entry("single coins, YOLACT", "instance", _DEMO, "", "mask AP 64.8", _OURS),
     "nuclei/mask_rcnn": Entry("single nuclei, Mask R-CNN", "instance", _NUCLEI),
     "nuclei/solov2": Entry("single nuclei, SOLOv2", "instance", _NUCLEI),
     "nuclei/unet": Entry("nuclei against background, U-Net", "semantic", _NUCLEI, "", "mIoU 0.889", _OURS),

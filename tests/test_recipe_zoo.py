@@ -112,7 +112,7 @@ def test_a_name_leads_to_its_file_and_a_path_to_itself(tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("street/unett", "neither a recipe nor a data folder street/unett. Did you mean street/unet"),
-        ("unet", "Did you mean nuclei/unet or street/unet?"),
+        ("unet", "Did you mean demo/unet or nuclei/unet or street/unet?"),
         ("zzz", "`kirie models --recipes` lists the recipes' names"),
         ("notes.txt", "is no recipe, which ends in .yaml"),
     ],

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kirie.prediction.predictor import Predicts
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors model file or the folder of a run.")]
+MODEL_END = ".safetensors"
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")]
 Architecture = Annotated[
     str | None, typer.Option(metavar="PACKAGE.MODULE:CLASS", help="Your own class, for a model saved from one.")
@@ -164,6 +165,11 @@ def predict(
         predictor = one_model(Path(model), device, architecture, choice=choice, merging=limits)
     else:
         images = inputs
+        models = [
+            given for given in images if given.endswith(MODEL_END) or (Path(given) / f"model{MODEL_END}").exists()
+        ]
+        if models:
+            raise KirieError(f"{models[0]} is a model, where --semantic and --instance leave room for pictures alone.")
         choice["architecture"] = architecture
         predictor = _two_models(semantic, instance, device, choice=choice, merging=limits)
     raise typer.Exit(run_prediction(predictor, images, out, save, image_ids=image_ids))

@@ -91,9 +91,11 @@ def json_files(
         found = [file for file in named if not file.name.startswith((*others, "."))]
         if pattern == "*.json" and len(found) > MOST_FILES:
             return {}
-        found = [file for file in found if fits(file)]
-        if found:
-            return _by_split(path, found)
+        fitting = [file for file in found if fits(file)]
+        if fitting:
+            # One named for a split that has no file is meant to be it, and reading it tells what is wrong with it.
+            rest = set(map(_split, found)) - set(map(_split, fitting)) - {""} if pattern != "*.json" else set()
+            return _by_split(path, [file for file in found if file in fitting or _split(file) in rest])
     return {}
 
 

@@ -167,6 +167,17 @@ def test_pictures_are_resized(tmp_path):
     check_map(sample.truth, ids)
 
 
+@pytest.mark.parametrize("text", ["[]", '{"images": [{"id'])
+def test_a_damaged_file_of_a_split_is_not_passed_over(tmp_path, text):
+    one(tmp_path)
+    (tmp_path / "panoptic.json").rename(tmp_path / "panoptic_val.json")
+    (tmp_path / "panoptic_categories.json").write_text(text)  # of no split, and so none of the data set's
+    assert len(opened(tmp_path)) == 1
+    (tmp_path / "panoptic_train.json").write_text(text)
+    with pytest.raises(KirieError, match=r"panoptic_train\.json is no sound JSON"):
+        opened(tmp_path)
+
+
 def test_settings(tmp_path):
     one(tmp_path)
     data = opened(tmp_path, ignore=(4, 7), classes=("water", "hound"))

@@ -83,6 +83,7 @@ def test_the_command_line_writes_panoptic_results(model, capsys):
     ("words", "told"),
     [
         (("a.png", "--semantic", "s.safetensors"), "name it by --instance"),
+        (("s.safetensors", "a.png", "--semantic", "s", "--instance", "i"), "s.safetensors is a model"),
         (("a.png", "--instance", "s.safetensors"), "name it by --semantic"),
         (("a.png", "--semantic", "s.safetensors", "--instance", "no.safetensors"), "no.safetensors"),
         (("a.png", "--semantic", "s.safetensors", "--instance", "s.safetensors"), "'instance'"),

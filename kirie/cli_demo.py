@@ -46,8 +46,8 @@ def demo(
     words, name, kinds = _TRAININGS[task]
     out = Path("demo" if task == "semantic" else f"demo-{task}") if out is None else out
     recipe = read_recipe(recipe_file(name), [] if epochs is None else [f"train.epochs={epochs}"])
-    recipe = replace(recipe, data=replace(recipe.data, path=str(out / "data")))
     data = make_demo(out / "data", pictures=pictures)
+    recipe = replace(recipe, data=replace(recipe.data, path=str(data)))
     print(f"1/4 {pictures} pictures with coins on brick, grass and gravel: {data}")
     show_inspection(data, task, out / "inspect.png", as_json=False)
     print(f"\n2/4 training {words} for {recipe.train.epochs} epochs")

@@ -19,16 +19,17 @@ from kirie.models import model_class
 from kirie.models.contract import SegmentationModel
 from kirie.progress import say
 from kirie.reading.strict_yaml import PLAIN_FLOAT, parse_yaml, read_yaml
-from kirie.recipe_sections import STRICT, AugmentRecipe, DataRecipe, ModelRecipe, TrainRecipe, nearest
+from kirie.recipe_sections import STRICT, AugmentRecipe, DataRecipe, ModelRecipe, SamplingRecipe, TrainRecipe, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A complete training: data, model, augmentation, training."""
+    """A complete training: data, model, augmentation, sampling, training."""
 
     data: DataRecipe
     model: ModelRecipe = field(default_factory=ModelRecipe)
     augment: AugmentRecipe = field(default_factory=AugmentRecipe)
+    sampling: SamplingRecipe = field(default_factory=SamplingRecipe)
     train: TrainRecipe = field(default_factory=TrainRecipe)
 
     __pydantic_config__ = STRICT
@@ -36,9 +37,17 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.data.short_side is not None and self.augment.short_sides:
             raise KirieError("data.short_side and augment.short_sides both resize the pictures: leave out one of them")
+        if self.train.patch is None and self.sampling.places_patches:
+            raise KirieError(
+                "sampling.positive_ratio and sampling.rare_ratio place patches, but train.patch is null, which takes "
+                "whole pictures: leave one of them out"
+            )
 
 
-_SECTIONS = {"data": DataRecipe, "model": ModelRecipe, "augment": AugmentRecipe, "train": TrainRecipe}
+_SECTIONS = {
+    "data": DataRecipe, "model": ModelRecipe, "augment": AugmentRecipe, "sampling": SamplingRecipe,
+    "train": TrainRecipe,
+}  # fmt: skip
 _READER = TypeAdapter(Recipe)
 
 

@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from kirie.criterion import build_loss
 from kirie.data.augment import PRESETS, AugmentSettings
 from kirie.data.folders import FolderSettings
+from kirie.data.sampling import SamplingSettings
 from kirie.errors import KirieError
 from kirie.models import MODELS
 
@@ -100,6 +101,24 @@ class AugmentRecipe:
             )
         if self.own is not None and not _OWN.fullmatch(self.own):
             raise KirieError(f"augment.own must be package.module:function, got {self.own!r:.60}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingRecipe(SamplingSettings):
+    """Which pictures an epoch draws more often, and what its patches must contain; see `SamplingSettings`."""
+
+    __pydantic_config__ = STRICT
+
+    def __post_init__(self) -> None:
+        _check_ranges("sampling", self, {f.name: (0, 1) for f in fields(self) if f.name.startswith(("repeat", "hard"))})
+        for name in ("positive_ratio", "rare_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise KirieError(f"sampling.{name} must be from 0 to 1, got {getattr(self, name)!r:.60}")
+        if self.positive_ratio + self.rare_ratio > 1:
+            raise KirieError(
+                f"sampling.positive_ratio and rare_ratio are shares of the same patches, got {self.positive_ratio} and "
+                f"{self.rare_ratio}, which is more than all of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,12 @@ from pathlib import Path
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """What is counted of a test's data is not kept among the user's own."""
+    os.environ["KIRIE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def shared():
     """The folder of real data beside the repository, or where KIRIE_SHARED says; tests that ask for it skip without."""

@@ -39,6 +39,7 @@ PROBABILITIES = (
     "noise",
     "blur",
 )
+EDGE = 2  # pixels from the edge of a patch, where an anchor that left it is put
 BELOW_ONE = ("scale", "grid_limit", "contrast", "saturation")
 RANGES = ("crop_scale", "crop_ratio", "gamma_range", "blur_sigma")
 
@@ -167,13 +168,23 @@ PRESETS: dict[str, AugmentSettings] = {
 
 @overload
 def augment(
-    image: Image, truth: Result, settings: AugmentSettings, rng: np.random.Generator, size: Size | None = None
+    image: Image,
+    truth: Result,
+    settings: AugmentSettings,
+    rng: np.random.Generator,
+    size: Size | None = None,
+    anchor: Size | None = None,
 ) -> tuple[Image, Result]: ...
 
 
 @overload
 def augment(
-    image: Image, truth: None, settings: AugmentSettings, rng: np.random.Generator, size: Size | None = None
+    image: Image,
+    truth: None,
+    settings: AugmentSettings,
+    rng: np.random.Generator,
+    size: Size | None = None,
+    anchor: Size | None = None,
 ) -> tuple[Image, None]: ...
 
 
@@ -183,6 +194,7 @@ def augment(
     settings: AugmentSettings,
     rng: np.random.Generator,
     size: Size | None = None,
+    anchor: Size | None = None,
 ) -> tuple[Image, Result | None]:
     """A new picture and truth, changed alike; all randomness comes from `rng`, and nothing given is changed.
 
@@ -196,6 +208,7 @@ def augment(
         settings: what may happen.
         rng: source of all randomness.
         size: (h, w) of the output: a random crop, padded evenly where the picture is smaller. None keeps (H, W).
+        anchor: (y, x) of a pixel of the picture that the output must show; see `draw_geometry`.
 
     Returns:
         The image (h, w, C) and the truth of that size.
@@ -204,23 +217,37 @@ def augment(
         KirieError: on another type or shape of image, or a truth of another size.
     """
     _check(image, truth)
-    geometry = draw_geometry(settings, (image.shape[0], image.shape[1]), size, rng)
+    geometry = draw_geometry(settings, (image.shape[0], image.shape[1]), size, rng, anchor)
     reflect = truth is None or isinstance(truth, SemanticMap)
     warped = geometry.warp_image(image, reflect)
     return _relight(warped, settings, rng), None if truth is None else follow(truth, geometry)
 
 
-def draw_geometry(settings: AugmentSettings, source: Size, size: Size | None, rng: np.random.Generator) -> Geometry:
-    """A random map from an output of `size` (h, w), or `source` where None, to a picture of size `source` (H, W)."""
+def draw_geometry(
+    settings: AugmentSettings,
+    source: Size,
+    size: Size | None,
+    rng: np.random.Generator,
+    anchor: Size | None = None,
+) -> Geometry:
+    """A random map from an output of `size` (h, w), or `source` where None, to a picture of size `source` (H, W).
+
+    An anchor (y, x), a pixel of the picture, lies in the output: anywhere in it with equal chance where the crop alone
+    decides, at the edge that it was moved over where it would have left it. Bends, which are small, come on top.
+    """
     out = source if size is None else size
     turns = _draw_turns(settings, rng, half_only=size is None and source[0] != source[1])
     turned = source if turns % 2 == 0 else (source[1], source[0])
     mirror = flipping(_chance(settings.flip_horizontal, rng), _chance(settings.flip_vertical, rng), turned)
-    matrix = turning(turns, source) @ mirror @ _draw_crop(settings, turned, out, rng)
+    matrix = turning(turns, source) @ mirror
+    seen = None if anchor is None else _place(matrix, anchor)
+    matrix = matrix @ _draw_crop(settings, turned, out, rng, seen)
     if _chance(settings.shift_scale_rotate, rng):
         down, right = (length * rng.uniform(-settings.shift, settings.shift) for length in out)
         scale = 1 + rng.uniform(-settings.scale, settings.scale)
         matrix = matrix @ moving((right, down), scale, rng.uniform(-settings.rotate, settings.rotate), out)
+    if anchor is not None:
+        matrix = matrix @ _back_into(out, _place(matrix, anchor))
     bend, lines = None, None
     if _chance(settings.elastic, rng):
         bend = elastic_bend(out, settings.elastic_strength, settings.elastic_smoothness, rng)
@@ -295,8 +322,36 @@ def _draw_turns(settings: AugmentSettings, rng: np.random.Generator, half_only: 
     return 2 if half_only else int(rng.integers(1, 4))
 
 
-def _draw_crop(settings: AugmentSettings, source: Size, out: Size, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """The map from the output to a random rectangle of the source: at its own scale, or a resized crop."""
+def _place(matrix: npt.NDArray[np.float64], anchor: Size) -> tuple[float, float]:
+    """Where the output of a map shows a source pixel (y, x), as (y, x)."""
+    x, y, _ = np.linalg.solve(matrix, (anchor[1], anchor[0], 1.0))
+    return float(y), float(x)
+
+
+def _back_into(out: Size, seen: tuple[float, float]) -> npt.NDArray[np.float64]:
+    """The shift that brings a place (y, x) into the output, a little from its edge where it was beyond it."""
+    down, right = (_excess(at, length) for at, length in zip(seen, out, strict=True))
+    return np.array([[1, 0, right], [0, 1, down], [0, 0, 1]], np.float64)
+
+
+def _excess(at: float, length: int) -> float:
+    if -0.5 <= at <= length - 0.5:
+        return 0.0
+    margin = min(EDGE, (length - 1) / 2)
+    return at - min(max(at, margin), length - 1 - margin)
+
+
+def _draw_crop(
+    settings: AugmentSettings,
+    source: Size,
+    out: Size,
+    rng: np.random.Generator,
+    seen: tuple[float, float] | None,
+) -> npt.NDArray[np.float64]:
+    """The map from the output to a random rectangle of the source: at its own scale, or a resized crop.
+
+    A place (y, x) of the source that must be seen lies in the rectangle.
+    """
     crop = out
     if _chance(settings.resized_crop, rng):
         low, high = np.log(settings.crop_ratio)
@@ -304,13 +359,15 @@ def _draw_crop(settings: AugmentSettings, source: Size, out: Size, rng: np.rando
         height = math.sqrt(source[0] * source[1] * rng.uniform(*settings.crop_scale) / ratio)
         fit = min(1.0, source[0] / height, source[1] / (height * ratio))
         crop = (max(1, round(height * fit)), max(1, round(height * ratio * fit)))
-    top, left = (_draw_start(length, part, rng) for length, part in zip(source, crop, strict=True))
+    ends = [None, None] if seen is None else [round(at) for at in seen]
+    top, left = (_draw_start(*side, rng) for side in zip(source, crop, ends, strict=True))
     return cropping(top, left, crop, out)
 
 
-def _draw_start(length: int, part: int, rng: np.random.Generator) -> int:
+def _draw_start(length: int, part: int, seen: int | None, rng: np.random.Generator) -> int:
     if length > part:
-        return int(rng.integers(0, length - part + 1))
+        first, last = (0, length - part) if seen is None else (max(0, seen - part + 1), min(seen, length - part))
+        return int(rng.integers(first, last + 1))
     return -((part - length) // 2)
 
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from kirie.data.augment import AugmentSettings, apply_callable, augment
 from kirie.data.dataset import Dataset
+from kirie.data.sampling import ANYWHERE, Sampling, find_anchor
 from kirie.errors import KirieError
 from kirie.results import Result
 
@@ -36,19 +37,22 @@ class Batch(NamedTuple):
         images: (B, C, H, W) uint8.
         truths: B truths of size (H, W).
         names: B names, to tell a person which pictures they are.
+        samples: B numbers of theirs in the data set.
     """
 
     images: Tensor
     truths: list[Result]
     names: list[str]
+    samples: tuple[int, ...] = ()
 
 
 class Draw(NamedTuple):
-    """Which sample to read and what seeds its augmentation."""
+    """Which sample to read, what seeds its augmentation, and what its patch must contain; see `sampling.Focus`."""
 
     sample: int
     epoch: int
     place: int
+    focus: int = ANYWHERE
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class BatchPlan:
         batch_size: samples in a batch; the last one of an epoch may be smaller, but never a single sample.
         draws: how often each sample is drawn per epoch, each time with another crop.
         seed: of the shuffle.
+        sampling: which samples are drawn more often and where their patches lie; None draws each `draws` times.
 
     Raises:
         KirieError: when there are no samples, or a number is below 1.
@@ -69,6 +74,7 @@ class BatchPlan:
     batch_size: int
     draws: int = 1
     seed: int = 0
+    sampling: Sampling | None = None
 
     def __post_init__(self) -> None:
         if min(self.samples, self.batch_size, self.draws) < 1:
@@ -84,8 +90,12 @@ class BatchPlan:
         value per channel.
         """
         rng = np.random.default_rng([self.seed, epoch])
-        order = np.concatenate([rng.permutation(self.samples) for _ in range(self.draws)])
-        draws = [Draw(int(index), epoch, place) for place, index in enumerate(order)]
+        if self.sampling is None:
+            order = np.concatenate([rng.permutation(self.samples) for _ in range(self.draws)])
+            draws = [Draw(int(index), epoch, place) for place, index in enumerate(order)]
+        else:
+            chosen = self.sampling.order(self.samples * self.draws, rng)
+            draws = [Draw(index, epoch, place, focus) for place, (index, focus) in enumerate(chosen)]
         batches = [draws[start : start + self.batch_size] for start in range(0, len(draws), self.batch_size)]
         if len(batches) > 1 and len(batches[-1]) == 1 < self.batch_size:
             rest = batches.pop()
@@ -121,7 +131,12 @@ class AugmentedSamples:
         sample = self.dataset[draw.sample]
         # NumPy takes [a, b] and [a, b, 0] for the same seed: places count from 1 to differ from the shuffle's.
         rng = np.random.default_rng([self.seed, draw.epoch, draw.place + 1])
-        image, truth = augment(sample.image, sample.truth, self.settings, rng, self.size)
+        anchor = None
+        if draw.focus != ANYWHERE:
+            anchor = find_anchor(
+                sample.truth, draw.focus, np.random.default_rng([self.seed, draw.epoch, draw.place + 1, 2])
+            )
+        image, truth = augment(sample.image, sample.truth, self.settings, rng, self.size, anchor)
         if self.own is not None:
             with _seeded(self.own, rng):
                 image, truth = apply_callable(self.own, image, truth)
@@ -175,10 +190,10 @@ class TrainingLoader:
         if not self._upcoming:
             return
         try:
-            for batch in self._read():
+            for batch, draws in zip(self._read(), mine[skip:], strict=True):
                 if isinstance(batch, KirieError):
                     raise KirieError(str(batch))  # raising what this frame holds would keep it, and the workers, alive
-                yield batch
+                yield batch._replace(samples=tuple(draw.sample for draw in draws))
         except Exception as error:
             self.close()
             if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):

@@ -19,6 +19,7 @@ from kirie.data import is_dataset, open_dataset
 from kirie.data.batch import AugmentedSamples, BatchPlan, TrainingLoader
 from kirie.data.dataset import Dataset
 from kirie.data.listed import is_own
+from kirie.data.sampling import Sampling, SamplingSettings, class_counts, foreground_of
 from kirie.errors import KirieError, counted
 from kirie.files import write_text
 from kirie.models import model_class
@@ -313,7 +314,9 @@ def _loader(
     samples = (
         ScaledSamples(*given, change.short_sides, change.long_side) if change.short_sides else AugmentedSamples(*given)
     )
-    plan = BatchPlan(len(dataset), settings.batch_size, settings.draws, settings.seed)
+    plan = BatchPlan(
+        len(dataset), settings.batch_size, settings.draws, settings.seed, _sampling(recipe.sampling, dataset)
+    )
     workers = _free_cores() if settings.workers is None else settings.workers
     share = (handle.process_index, handle.num_processes)
     ahead: dict[str, Any] = {"workers": workers, "share": share, "pin": handle.device.type == "cuda"}
@@ -321,6 +324,19 @@ def _loader(
         fill = (model.mean.flatten() * 255).round().clamp(0, 255).int().tolist()  # what is 0 to the model
         return PaddedLoader(samples, plan, fill=fill, **ahead)
     return TrainingLoader(samples, plan, **ahead)
+
+
+def _sampling(settings: SamplingSettings, dataset: Dataset) -> Sampling | None:
+    """How the pictures are drawn, with what must be known of them; None where each is drawn alike."""
+    if settings == type(settings)():
+        return None
+    if settings.positive_ratio > 0 and dataset.task == "semantic" and not dataset.classes.has_background:
+        raise KirieError(
+            f"sampling.positive_ratio needs a class called background, which {', '.join(dataset.classes.names[:6])} do "
+            "not have: every pixel is foreground. Leave it out, or take sampling.rare_ratio."
+        )
+    counts = class_counts(dataset) if settings.needs_counts else np.zeros((len(dataset), 0), np.int64)
+    return Sampling(settings, counts, foreground_of(dataset))
 
 
 def _free_cores() -> int:

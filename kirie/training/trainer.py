@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, gather_object
@@ -97,6 +99,8 @@ class Trainer:
         self.module, self.optimiser = accelerator.prepare(losses, optimiser)
         self.average = moving_average(model, settings.ema) if settings.ema else None
         self.standing = Standing()
+        plan = loader.plan
+        self.sampling = plan.sampling if plan.sampling is not None and plan.sampling.settings.hard_ratio > 0 else None
         self._seen: list[str] = []  # pictures whose gradients are held
 
     @property
@@ -152,6 +156,8 @@ class Trainer:
             for name, value in losses.items():
                 standing.sums[name] = standing.sums.get(name, 0.0) + value
             standing.batch += 1
+            if self.sampling is not None:
+                self.sampling.note(batch.samples, losses["loss"])
             self.after_step(batch, losses)
             line.advance()
             line.tell("stopping" if stop.asked else f"loss {standing.sums['loss'] / standing.batch:.4f}")
@@ -244,6 +250,13 @@ class Trainer:
         measured.to(memory_format=self.layout)  # a predictor lays the weights out in its own way
         return row
 
+    def _summed(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The sum of an array over all processes."""
+        if self.accelerator.num_processes == 1:
+            return values
+        own = torch.from_numpy(values).float().to(self.accelerator.device)
+        return np.asarray(self.accelerator.reduce(own, "sum").cpu().double().numpy())
+
     def _of_processes(self, metric: Metric) -> list[Metric]:
         """What each process has measured, in their order."""
         gathered: list[Metric] = gather_object([metric])
@@ -252,6 +265,10 @@ class Trainer:
     def _close_epoch(self, row: dict[str, float]) -> None:
         standing, patience = self.standing, self.settings.patience
         standing.history.append(row)
+        if self.sampling is not None:
+            for values in (self.sampling.sums, self.sampling.seen):  # of all processes, in place
+                values[:] = self._summed(values)
+            self.sampling.close_epoch()
         standing.epoch, standing.batch, standing.sums = standing.epoch + 1, 0, {}
         standing.finished = bool(patience) and standing.stale >= patience
 
@@ -270,6 +287,8 @@ class Trainer:
         tensors = {"model": self.model.state_dict()}
         if self.average is not None:
             tensors["average"] = self.average.state_dict()
+        if self.sampling is not None:  # in mid-epoch, what this process saw of it
+            tensors["sampling"] = {name: torch.from_numpy(values) for name, values in self.sampling.state().items()}
         scaler = self.accelerator.scaler
         extra = {"scaler": scaler.state_dict() if scaler is not None else None, **self._circumstances()}
         save_state(self.folder, self.standing, tensors, self.optimiser, extra)
@@ -295,7 +314,11 @@ class Trainer:
             self.model.load_state_dict(tensors["model"])
             if self.average is not None:
                 self.average.load_state_dict(tensors["average"])
-        except (RuntimeError, KeyError) as error:
+            if self.sampling is not None:
+                self.sampling.restore({name: values.numpy() for name, values in tensors["sampling"].items()})
+                if not self.leader:  # whose sums these are
+                    self.sampling.sums[:], self.sampling.seen[:] = 0, 0
+        except (RuntimeError, KeyError, ValueError) as error:
             raise KirieError(f"{self.folder / FILE} is of another model: {str(error).splitlines()[0]}") from error
         if self.accelerator.scaler is not None and extra.get("scaler"):
             self.accelerator.scaler.load_state_dict(extra["scaler"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, cast
 
@@ -80,7 +80,7 @@ class PaddedLoader:
         pin: bool = False,
     ) -> None:
         self.plan, self._fill, self._pin = plan, fill, pin
-        singles = BatchPlan(plan.samples, 1, plan.draws, plan.seed)
+        singles = replace(plan, batch_size=1)
         self._singles = TrainingLoader(samples, singles, workers=workers, share=share)
 
     def __len__(self) -> int:
@@ -120,7 +120,8 @@ def padded_batch(parts: Sequence[Batch], fill: Sequence[int]) -> Batch:
         images[first : first + len(part.images), :, : part.images.shape[2], : part.images.shape[3]] = part.images
         first += len(part.images)
     truths = [padded_truth(truth, (height, width)) for part in parts for truth in part.truths]
-    return Batch(images, truths, [name for part in parts for name in part.names])
+    names = [name for part in parts for name in part.names]
+    return Batch(images, truths, names, tuple(sample for part in parts for sample in part.samples))
 
 
 def padded_truth(truth: Result, size: tuple[int, int]) -> Result:

@@ -179,7 +179,7 @@ def test_what_comes_out():
 def test_without_augmentation_pictures_come_as_they_are():
     dataset = Pictures(4)
     (batch,) = loader(dataset, size=None, settings=AugmentSettings()).epoch(0)
-    for image, truth, name in zip(*batch, strict=True):
+    for image, truth, name in zip(*batch[:3], strict=True):
         sample = dataset[int(name.split(".")[0])]
         np.testing.assert_array_equal(image.numpy().transpose(1, 2, 0), sample.image)
         np.testing.assert_array_equal(truth.labels, sample.truth.labels)

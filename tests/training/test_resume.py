@@ -82,6 +82,8 @@ THEIRS = ("model={name: their_code:TinyNet, arguments: {width: 8}}", "augment.ow
 
 SEGFORMER = ("model={name: segformer, arguments: {widths: [4, 8, 10, 8], depths: [1, 1, 2, 1], decoder_width: 8}}",)
 
+SAMPLED = ("sampling={rare_ratio: 0.5, repeat_threshold: 0.5, hard_ratio: 0.5}",)
+
 
 # Six batches of four in an epoch. Each is stopped in mid-epoch twice, in the second and in the third epoch.
 @pytest.mark.parametrize(
@@ -93,8 +95,9 @@ SEGFORMER = ("model={name: segformer, arguments: {widths: [4, 8, 10, 8], depths:
         ((), {"channels_last": False, "optimiser": "sgd", "validate_every": 2, "precision": "fp32"}, (8, 16)),
         ((), {"precision": "bf16", "class_weights": "balanced"}, (8, 17)),
         (SEGFORMER, {"layer_decay": 0.8, "workers": 0}, (8, 14)),  # also draws at random which blocks to leave out
+        (SAMPLED, {"workers": 1}, (9, 16)),
     ],
-    ids=["plain", "own-code-worker", "own-code-bf16", "contiguous-sgd", "bf16", "layer-wise-rates"],
+    ids=["plain", "own-code-worker", "own-code-bf16", "contiguous-sgd", "bf16", "layer-wise-rates", "sampled"],
 )
 def test_a_stopped_and_resumed_run_is_the_one_left_alone(
     changes, train, stops, recipe_for, own_code, tmp_path, monkeypatch

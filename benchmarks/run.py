@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 # `skip` trains for some minutes; run it by itself.
-BENCHMARKS = ("confusion", "panoptic", "augment", "training", "models", "paste", "mask_rcnn")
+BENCHMARKS = ("confusion", "panoptic", "augment", "training", "models", "paste", "mask_rcnn", "cleanup")
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import typer
 
 from kirie.cli_data import convert, inspect
 from kirie.cli_demo import demo
-from kirie.cli_results import Device, evaluate, predict, see_own_modules
+from kirie.cli_results import Device, evaluate, predict, see_own_modules, tune
 from kirie.cli_weights import import_, load, models
 from kirie.errors import KirieError
 from kirie.terminal import complain
@@ -106,6 +106,7 @@ def train(
 
 app.command()(evaluate)
 app.command()(predict)
+app.command()(tune)
 app.command("import")(import_)
 app.command()(load)
 app.command()(models)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from kirie.cli_data import show_inspection
-from kirie.cli_results import Device, one_model, run_prediction, show_evaluation
+from kirie.cli_results import Device, load_model, one_model, run_prediction, show_evaluation
 from kirie.errors import KirieError
 
 if TYPE_CHECKING:
@@ -54,9 +55,11 @@ def demo(
     run = _train(recipe, out / "run", device)
     model = run / "model.safetensors"
     print("\n3/4 measuring it on the test pictures, which it has not seen")
-    show_evaluation(model, data, "test", run, device, as_json=False)
+    show_evaluation(load_model(model), str(model), data, "test", run, device, as_json=False)
     print("\n4/4 predicting them")
-    failed = run_prediction(one_model(model, device), [str(data / "images" / "test")], out / "cut", kinds)
+    failed = run_prediction(
+        one_model(partial(load_model, model), device), [str(data / "images" / "test")], out / "cut", kinds
+    )
     _draw(run, data, task, out / "demo.jpg", device)
     print(f"\nDone. Look in {out} at demo.jpg, run/report.html, run/history.png and the files in cut.")
     raise typer.Exit(failed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A .safetensors model file or the folder of a run.")]
 MODEL_END = ".safetensors"
+Task = Annotated[
+    str | None,
+    typer.Option(help="instance: each region of a semantic model's map is an object, and those that touch are parted."),
+]
+NoCleanup = Annotated[
+    bool, typer.Option("--no-cleanup", help="Leave out the clean-up of the map that the model file asks for.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps...")]
 Architecture = Annotated[
     str | None, typer.Option(metavar="PACKAGE.MODULE:CLASS", help="Your own class, for a model saved from one.")
@@ -52,6 +60,8 @@ def evaluate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     changes: FolderChanges = None,
+    task: Task = None,
+    no_cleanup: NoCleanup = False,
     device: Device = "auto",
     architecture: Architecture = None,
 ) -> None:
@@ -59,44 +69,74 @@ def evaluate(
 
     Prints a table, and writes a report with the best and the worst pictures.
     """
+    from kirie.models.file import model_path
+
+    path = model_path(model)
+    loaded = load_model(path, architecture, task=task, no_cleanup=no_cleanup)
     limits = {"threshold": threshold, "max_detections": max_detections}
     show_evaluation(
-        model, data, split, out, device, as_json=as_json, changes=changes, architecture=architecture, limits=limits
+        loaded, str(model), data, split, out or path.parent, device, as_json=as_json, changes=changes, limits=limits
     )
 
 
 def show_evaluation(
-    model: Path,
+    model: SegmentationModel,
+    name: str,
     data: Path,
     split: str | None,
-    out: Path | None,
+    out: Path,
     device: str,
     *,
     as_json: bool,
     changes: Sequence[str] | None = None,
-    architecture: str | None = None,
     limits: Mapping[str, Any] | None = None,
 ) -> None:
     """Measures a model, writes its report and prints the numbers."""
-    from kirie.models.file import model_path
     from kirie.prediction.evaluate import evaluate as measure
     from kirie.prediction.evaluate import folder_settings, open_for
 
-    path = model_path(model)
-    loaded = _load(path, architecture)
-    dataset = open_for(loaded, data, split, typed_settings(data, changes, folder_settings(loaded)))
-    place = out or path.parent
-    report = measure(loaded, dataset, out=place, device=device, name=str(model), **(limits or {}))
+    dataset = open_for(model, data, split, typed_settings(data, changes, folder_settings(model)))
+    report = measure(model, dataset, out=out, device=device, name=name, **(limits or {}))
     chosen = getattr(dataset, "split", None)
     if as_json:
-        facts = {"model": str(model), "data": str(data), "split": chosen, "pictures": len(dataset), **report.to_dict()}
+        facts = {"model": name, "data": str(data), "split": chosen, "pictures": len(dataset), **report.to_dict()}
         print(json_text(facts))
         return
     print(f"{data}: {len(dataset)} pictures ({f'split {chosen}' if chosen else 'all there are'})\n")
     print_table(report.rows())
     print("\n" + "   ".join(f"{name} {shown(value)}" for name, value, _ in report.headline()))
     print(report.convention)
-    print(f"report: {place / 'report.html'}")
+    print(f"report: {out / 'report.html'}")
+
+
+def tune(
+    model: ModelFile,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="The data set (default: the one the model was trained on).")
+    ] = None,
+    metric: Annotated[
+        str,
+        typer.Option(
+            help="What is to be best: iou or dice of the foreground, miou, boundary, or matching of the objects that "
+            "the map is taken apart into (predict --task instance)."
+        ),
+    ] = "iou",
+    split: Annotated[str, typer.Option(help="What to look at: val or train, never test.")] = "val",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be kept.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Find a semantic model's threshold and clean-up.
+
+    They are kept in the model file, so that evaluate and predict repeat them; tune.png shows the metric by threshold.
+    """
+    from kirie.prediction.tune import tune as search
+
+    found = search(model, data, metric=metric, split=split, device=device, write=not dry_run)
+    print(f"{found.pictures} pictures of {split}, {found.tried} settings tried")
+    print(f"{metric}: {found.before:.4f} before, {found.after:.4f} after")
+    for name, value in found.settings.words().items():
+        print(f"  {name} {value}")
+    print("nothing was written" if dry_run else f"kept in {model}; --no-cleanup leaves it out")
 
 
 def predict(
@@ -147,6 +187,8 @@ def predict(
         int | None,
         typer.Option(help="Of panoptic maps: stuff of fewer pixels becomes void (default: the model's own, or 4096)."),
     ] = None,
+    task: Task = None,
+    no_cleanup: NoCleanup = False,
     device: Device = "auto",
     architecture: Architecture = None,
 ) -> None:
@@ -162,7 +204,8 @@ def predict(
         model, *images = inputs
         if not images:
             raise KirieError(f"Give the pictures behind the model {model}: kirie predict MODEL IMAGES... --out FOLDER.")
-        predictor = one_model(Path(model), device, architecture, choice=choice, merging=limits)
+        chosen = partial(load_model, Path(model), architecture, task=task, no_cleanup=no_cleanup)
+        predictor = one_model(chosen, device, choice=choice, merging=limits)
     else:
         images = inputs
         models = [
@@ -170,8 +213,8 @@ def predict(
         ]
         if models:
             raise KirieError(f"{models[0]} is a model, where --semantic and --instance leave room for pictures alone.")
-        choice["architecture"] = architecture
-        predictor = _two_models(semantic, instance, device, choice=choice, merging=limits)
+        choice |= {"architecture": architecture, "task": task}
+        predictor = _two_models(semantic, instance, device, no_cleanup, choice=choice, merging=limits)
     raise typer.Exit(run_prediction(predictor, images, out, save, image_ids=image_ids))
 
 
@@ -215,9 +258,8 @@ def run_prediction(
 
 
 def one_model(
-    model: Path,
+    model: Callable[[], SegmentationModel],
     device: str,
-    architecture: str | None = None,
     *,
     choice: Mapping[str, Any] | None = None,
     merging: Mapping[str, Any] | None = None,
@@ -227,8 +269,7 @@ def one_model(
     def load(kinds: Sequence[str]) -> Predicts:
         from kirie.prediction.predictor import shown_predictor
 
-        loaded = _load(model, architecture)
-        return shown_predictor(loaded, device=device, scores="scores" in kinds, **(choice or {}), **_given(merging))
+        return shown_predictor(model(), device=device, scores="scores" in kinds, **(choice or {}), **_given(merging))
 
     return load
 
@@ -237,6 +278,7 @@ def _two_models(
     semantic: Path | None,
     instance: Path | None,
     device: str,
+    no_cleanup: bool,
     *,
     choice: Mapping[str, Any],
     merging: Mapping[str, Any],
@@ -245,7 +287,7 @@ def _two_models(
     if semantic is None or instance is None:
         there, missing = ("instance", "semantic") if semantic is None else ("semantic", "instance")
         raise KirieError(f"--{there} makes panoptic maps with another model: name it by --{missing}.")
-    wrong = [name for name in ("classes", "max_detections", "architecture") if choice[name] is not None]
+    wrong = [name for name in ("classes", "max_detections", "architecture", "task") if choice[name] is not None]
     if wrong:
         raise KirieError(f"--{wrong[0].replace('_', '-')} is of no use for panoptic maps: leave it out.")
     paths = (semantic, instance)
@@ -254,7 +296,10 @@ def _two_models(
         from kirie.prediction.panoptic_pair import PanopticPair
 
         return PanopticPair(
-            *(_load(path, None) for path in paths), score=choice["threshold"], device=device, **_given(merging)
+            *(load_model(path, no_cleanup=no_cleanup) for path in paths),
+            score=choice["threshold"],
+            device=device,
+            **_given(merging),
         )
 
     return load
@@ -270,11 +315,19 @@ def see_own_modules() -> None:
         sys.path.append(os.getcwd())
 
 
-def _load(model: Path, architecture: str | None) -> SegmentationModel:
+def load_model(
+    model: Path, architecture: str | None = None, *, task: str | None = None, no_cleanup: bool = False
+) -> SegmentationModel:
+    """The model of a file or a run's folder, for a task, with or without the clean-up that it asks for."""
     from kirie.models import model_class
     from kirie.models.file import load as read
+    from kirie.models.parts.region_objects import as_task
 
     if architecture is None:
-        return read(model)
-    see_own_modules()
-    return read(model, architecture=model_class(architecture, own_code=True))
+        loaded = read(model)
+    else:
+        see_own_modules()
+        loaded = read(model, architecture=model_class(architecture, own_code=True))
+    if no_cleanup:
+        loaded.cleanup = None
+    return as_task(loaded, task)

@@ -19,7 +19,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kirie"
 LEVELS = {
     **dict.fromkeys(("errors", "files", "progress", "boxes", "masks", "classes", "results", "weight_map"), 0),
     **dict.fromkeys(
-        ("class_lists", "lookup", "coco_words", "matches", "merging", "outlines", "terminal", "yolo_words"), 0
+        ("class_lists", "cleanup", "lookup", "coco_words", "matches", "merging", "outlines", "terminal", "yolo_words"),
+        0,
     ),
     "reading": 0,  # of files, for all above
     **dict.fromkeys(("losses", "criterion"), 1),

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 import kirie
+from kirie.cleanup import CleanupSettings, RegionRules, clean, objects
 from kirie.drawing import history_figure, iou_panels
 
 
 def circle(center, radius=20, size=100):
     y, x = np.ogrid[:size, :size]
-    return (x - center) ** 2 + (y - center) ** 2 <= radius**2
+    across, down = center if isinstance(center, tuple) else (center, center)
+    return (x - across) ** 2 + (y - down) ** 2 <= radius**2
 
 
 TRUE_CIRCLE, SHIFTED_CIRCLE = circle(50), circle(55)
@@ -84,3 +87,18 @@ def test_the_history_of_a_training(tmp_path):
     with Image.open(tmp_path / "history.png") as image:
         assert image.format == "PNG" and image.width > 2 * image.height > 400
         assert len(np.unique(np.asarray(image.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+
+def test_clean_up_leaves_two_regions():
+    rng = np.random.RandomState(42)  # the chapter's np.random.seed
+    chances = rng.rand(256, 256) * 0.3
+    chances[circle((80, 80), 30, 256)] = 0.9
+    chances[circle((180, 180), 25, 256)] = 0.85
+    chances[rng.rand(256, 256) > 0.98] = 0.7
+    classes = kirie.Classes(("background", "object"))
+    scores = np.stack([1 - chances, chances]).astype(np.float32)
+    given = kirie.SemanticMap(scores.argmax(0).astype(np.uint8), classes, scores)
+    assert ndimage.label(given.labels)[1] == 1081  # 15
+    after = clean(given, CleanupSettings(threshold=0.5, rules=RegionRules(opening=1, closing=1, smallest=50)))
+    assert ndimage.label(after.labels)[1] == 2
+    assert len(objects(after, CleanupSettings())) == 2

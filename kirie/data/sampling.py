@@ -95,7 +95,7 @@ class Sampling:
 
     def _has(self, classes: tuple[int, ...]) -> npt.NDArray[np.bool_]:
         """Which pictures (N,) have any of these classes."""
-        return (self.counts[:, list(classes)] > 0).any(1)
+        return np.asarray((self.counts[:, list(classes)] > 0).any(1))
 
     def order(self, draws: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
         """The pictures of an epoch of so many draws, and what their patches must contain, in order.
@@ -205,8 +205,8 @@ def foreground_of(dataset: Dataset) -> tuple[int, ...]:
 def class_counts(dataset: Dataset) -> Counts:
     """How many pixels of each class each picture has (objects, of a data set of these), (N, K); counted once.
 
-    What was counted lies in a cache folder (`KIRIE_CACHE`, else `~/.cache/kirie`) and is taken from there as long as the
-    files of the data set are as they were; without files, or where it cannot be written, it is counted anew.
+    What was counted lies in a cache folder (`KIRIE_CACHE`, else `~/.cache/kirie`) and is taken from there as long as
+    the files of the data set are as they were; without files, or where it cannot be written, it is counted anew.
     """
     cache = _cache_file(dataset)
     shape = (len(dataset), len(dataset.classes))

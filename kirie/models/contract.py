@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kirie.classes import Classes
+from kirie.cleanup import CleanupSettings
 from kirie.errors import KirieError, counted
 from kirie.results import Result
 
@@ -73,6 +74,7 @@ class SegmentationModel(nn.Module, ABC):
         in_channels: C of the images it takes (3: RGB).
         arguments: the constructor's other arguments by name, plain JSON values.
         inputs: what is done to a picture before the model sees it.
+        cleanup: what is done to its semantic maps afterwards, by whoever predicts with it; None for nothing.
         recipe: what it was trained by, a record of plain values out of its file that may be missing or of any content.
     """
 
@@ -99,6 +101,7 @@ class SegmentationModel(nn.Module, ABC):
         self.classes = classes
         self.arguments = dict(arguments)
         self.inputs = InputFacts()
+        self.cleanup: CleanupSettings | None = None
         self.recipe: Mapping[str, Any] | None = None
         self.register_buffer("mean", _per_channel("mean", mean, in_channels, 0.0), persistent=False)
         self.register_buffer("std", _per_channel("std", std, in_channels, 1.0), persistent=False)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kirie.classes import Classes
+from kirie.cleanup import CleanupSettings
 from kirie.errors import KirieError
 from kirie.files import whole_file
 from kirie.models import MODELS, model_class, model_name
@@ -39,6 +40,7 @@ class ModelCard:
         classes: what it tells apart.
         arguments: the constructor's other arguments.
         inputs: what is done to a picture beforehand.
+        cleanup: what is done to a semantic map afterwards; None for nothing.
         mean: per channel, what the model takes off images in [0, 1]; None in early files, where the architecture's own
             holds.
         std: per channel, what it then divides by; None likewise.
@@ -51,6 +53,7 @@ class ModelCard:
     classes: Classes
     arguments: Mapping[str, Any]
     inputs: InputFacts
+    cleanup: CleanupSettings | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     recipe: Mapping[str, Any] | None = None
@@ -89,6 +92,7 @@ def save(
         "classes": model.classes.to_dict(),
         "arguments": model.arguments,
         "inputs": model.inputs.to_dict(),
+        "cleanup": None if model.cleanup is None else model.cleanup.to_dict(),
         "mean": model.mean.flatten().tolist(),
         "std": model.std.flatten().tolist(),
         "recipe": model.recipe if recipe is None else recipe,
@@ -146,7 +150,7 @@ def load(
     wrong = unsound(model)
     if wrong is not None:
         raise KirieError(f"{path} holds {wrong}.")
-    model.inputs, model.recipe = card.inputs, card.recipe
+    model.inputs, model.cleanup, model.recipe = card.inputs, card.cleanup, card.recipe
     for buffer, values in ((model.mean, card.mean), (model.std, card.std)):
         if values is not None:  # what an encoder expects may change with the library that it comes from
             buffer.copy_(torch.tensor(values).reshape(buffer.shape))
@@ -218,9 +222,20 @@ def _checked(card: dict[str, Any], path: Path) -> ModelCard:
         raise KirieError(f"{path}: `in_channels` must be 1 to 4096 and `recipe` a mapping or nothing.")
     with _naming(path):
         classes, inputs = Classes.from_dict(card["classes"]), InputFacts.from_dict(card["inputs"])
+        after = card.get("cleanup")
+        cleanup = None if after is None else CleanupSettings.from_dict(after)
     mean, std = (_per_channel(card, name, path) for name in ("mean", "std"))
     return ModelCard(
-        card["architecture"], card["in_channels"], classes, card["arguments"], inputs, mean, std, recipe, card["scores"]
+        card["architecture"],
+        card["in_channels"],
+        classes,
+        card["arguments"],
+        inputs,
+        cleanup,
+        mean,
+        std,
+        recipe,
+        card["scores"],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 
 from kirie.classes import Classes
+from kirie.cleanup import clean
 from kirie.data.folders import resize_image, resized_size
 from kirie.errors import KirieError
 from kirie.models.contract import SegmentationModel
@@ -154,7 +156,12 @@ class Predictor:
             images = torch.from_numpy(scaled).to(self.device, non_blocking=True)  # (B, h, w, C)
             images = images.permute(0, 3, 1, 2).float().div_(255)  # (B, C, h, w), channels last in memory
             raw = self.model(images)
-            results: list[Any] = self.model.decode(raw, [(height, width)] * len(pictures), scores=self.scores)
+            cleanup = self.model.cleanup if self.model.task == "semantic" else None
+            scores = self.scores or (cleanup is not None and cleanup.threshold is not None)
+            results: list[Any] = self.model.decode(raw, [(height, width)] * len(pictures), scores=scores)
+        if cleanup is not None:
+            cleaned = (clean(result, cleanup) for result in results)
+            results = [result if self.scores else replace(result, scores=None) for result in cleaned]
         return [select(result, **self._selection) for result in results] if self._selection else results
 
     def stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:

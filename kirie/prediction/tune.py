@@ -1,0 +1,228 @@
+"""The best threshold and clean-up of a trained semantic model, found on pictures that it has not learned from.
+
+The model runs once. What it is sure of is kept, and the settings are tried on that, one after another: the threshold
+first, then each rule at the best of those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from kirie.classes import Classes
+from kirie.cleanup import CleanupSettings, clean, foreground, objects
+from kirie.data import open_dataset
+from kirie.data.dataset import Dataset
+from kirie.drawing.curves import figure_png, lines_figure
+from kirie.errors import KirieError
+from kirie.files import whole_file
+from kirie.metrics.boundary import BoundaryMetric
+from kirie.metrics.matching import Matching
+from kirie.metrics.semantic import SemanticMetric
+from kirie.models.file import load, model_path, read_card, save
+from kirie.prediction.evaluate import check_classes, folder_settings, open_for
+from kirie.prediction.predictor import Predictor, read_ahead
+from kirie.progress import say, tracked
+from kirie.results import Instances, SemanticMap
+
+MOST_BYTES = 2**31  # of probabilities that are kept; of more pictures an even choice is taken
+GAIN = 1e-4  # what a change must bring to be worth it
+
+THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))  # 0.1 to 0.9
+TRIED: dict[str, tuple[int, ...]] = {
+    "fill_holes": (16, 64, 256, 1024, 4096),
+    "smallest": (4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    "opening": (1, 2, 3),
+    "closing": (1, 2, 3),
+}
+NECKS = (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
+
+METRICS = {"iou": "semantic", "dice": "semantic", "miou": "semantic", "boundary": "semantic", "matching": "instance"}
+
+Seen = tuple[npt.NDArray[np.float16], Any]  # probabilities (K, H, W) and the truth
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What tuning found.
+
+    Attributes:
+        metric: a name of `METRICS`.
+        pictures: how many were looked at.
+        tried: how many settings were tried.
+        before: the metric with the clean-up that the model had, or none.
+        after: with the one found.
+        settings: the one found.
+        curve: the metric by threshold, of the threshold alone.
+    """
+
+    metric: str
+    pictures: int
+    tried: int
+    before: float
+    after: float
+    settings: CleanupSettings
+    curve: dict[float, float]
+
+
+def tune(
+    run: str | Path,
+    data: str | Path | Dataset | None = None,
+    *,
+    metric: str = "iou",
+    split: str = "val",
+    device: str = "auto",
+    write: bool = True,
+) -> Tuned:
+    """Finds threshold and clean-up for a model by a metric, and keeps them in its file, so that prediction repeats it.
+
+    Args:
+        run: the folder of a run, or a model file, of a semantic model with a background.
+        data: the data set; None takes the one that the model was trained on.
+        metric: what is to be best: "iou" or "dice" (mean over the foreground classes), "miou", "boundary" (F score
+            within 2 pixels), or "matching" (StarDist's matching accuracy at an IoU of 0.5 of the objects that
+            `cleanup.objects` makes of the map), for which the data must tell objects apart.
+        split: what is looked at. Never the test split, on which the result would be no honest number any more.
+        device: "auto", "cpu", "cuda"...
+        write: whether the model file gets the settings, and `tune.png` with the curve is written beside it.
+
+    Raises:
+        KirieError: when the model or the data cannot be used, the metric is unknown, or the split is the test split.
+    """
+    if metric not in METRICS:
+        raise KirieError(f"There is no metric {metric!r:.60} to tune by; expected {', '.join(METRICS)}.")
+    if split == "test":
+        raise KirieError(
+            "The test split is for the last measurement: settings chosen on it would flatter the model. Tune on val."
+        )
+    path = model_path(run)
+    model = load(path)
+    if model.task != "semantic":
+        raise KirieError(f"Thresholds and clean-up are for semantic models; {path} is for task {model.task!r}.")
+    known = foreground(model.classes)
+    dataset = _opened(model, data, METRICS[metric], split)
+    had, model.cleanup = model.cleanup, None
+    seen = _probabilities(Predictor(model, device=device, scores=True), dataset)
+    scored = partial(_score, seen, model.classes, known, metric)
+    before = scored(had or CleanupSettings())
+    search = _Search(scored, parts_objects=METRICS[metric] == "instance")
+    curve = search.thresholds()
+    search.rules()
+    best, settings = (search.best, search.settings) if had is None or search.best > before else (before, had)
+    found = Tuned(metric, len(seen), search.tried, before, best, settings, curve)
+    if write:
+        model.cleanup = settings
+        save(model, path, scores=read_card(path).scores)
+        with whole_file(path.parent / "tune.png") as stand_in:
+            stand_in.write_bytes(_figure(found))
+    return found
+
+
+class _Search:
+    """One setting after another, each at the best of those before."""
+
+    def __init__(self, scored: Callable[[CleanupSettings], float], *, parts_objects: bool) -> None:
+        self.scored, self.parts_objects = scored, parts_objects
+        self.settings = CleanupSettings()
+        self.best, self.tried = scored(self.settings), 1
+
+    def _try(self, settings: CleanupSettings) -> float:
+        value = self.scored(settings)
+        self.tried += 1
+        if value > self.best + GAIN:
+            self.best, self.settings = value, settings
+        return value
+
+    def thresholds(self) -> dict[float, float]:
+        """The metric by threshold."""
+        start = self.settings
+        return {value: self._try(replace(start, threshold=value)) for value in tracked(THRESHOLDS, "thresholds")}
+
+    def rules(self) -> None:
+        """All others, in the order in which they are applied."""
+        if self.parts_objects:
+            start = self.settings
+            for value in tracked(NECKS, "necks"):
+                self._try(replace(start, neck=value))
+        for name, values in TRIED.items():
+            start = self.settings
+            for value in tracked(values, name.replace("_", " ")):
+                self._try(replace(start, rules=replace(start.rules, **{name: value})))
+
+
+def _opened(model: Any, data: str | Path | Dataset | None, task: str, split: str) -> Dataset:
+    """The pictures to tune on, with truth for the task."""
+    if data is None:
+        recipe = model.recipe if isinstance(model.recipe, dict) else {}
+        section = recipe.get("data")
+        data = section.get("path") if isinstance(section, dict) else None
+        if not isinstance(data, str) or not Path(data).exists():
+            raise KirieError(f"The data that the model was trained on ({data!r:.80}) are not there: give a data set.")
+    if not isinstance(data, str | Path):
+        return data.only(split)
+    if task == "semantic":
+        return open_for(model, data, split, None)
+    settings = replace(folder_settings(model), channels=model.in_channels)
+    return open_dataset(data, split, task=task, settings=settings)
+
+
+def _probabilities(predictor: Predictor, dataset: Dataset) -> list[Seen]:
+    """Of each picture what the model is how sure of, in half precision, with the truth."""
+    if not len(dataset):
+        raise KirieError("The data set has no pictures in this split, so there is nothing to tune on.")
+    if dataset.task == "semantic":
+        check_classes(predictor.model, dataset)
+    first = dataset[0].image
+    room = max(1, MOST_BYTES // (2 * len(predictor.model.classes) * first.shape[0] * first.shape[1]))
+    places = np.unique(np.linspace(0, len(dataset) - 1, min(room, len(dataset))).round().astype(int)).tolist()
+    if len(places) < len(dataset):
+        say(f"tuning on {len(places)} of {len(dataset)} pictures, evenly chosen, for memory's sake")
+    samples = read_ahead(lambda i: dataset[places[i]], len(places))
+    return [
+        (predictor([sample.image])[0].scores.astype(np.float16), sample.truth)
+        for sample in tracked(samples, "predicting", len(places))
+    ]
+
+
+def _score(
+    seen: Sequence[Seen], classes: Classes, known: tuple[int, ...], metric: str, settings: CleanupSettings
+) -> float:
+    """The metric over all pictures with these settings; below all others where there is nothing to measure."""
+    areas, outlines, matches = SemanticMetric(classes), BoundaryMetric(classes, tolerance=2.0), Matching.none(1)
+    for scores, truth in seen:
+        labels = scores.argmax(0).astype(np.uint8 if classes.void == 255 else np.int32)
+        result = clean(SemanticMap(labels, classes, scores.astype(np.float32)), settings)
+        if isinstance(truth, Instances):
+            matches += Matching.of(objects(result, settings), truth, within_class=False)
+        elif metric == "boundary":
+            outlines.update(result, replace(truth, classes=classes))
+        else:
+            areas.update(result, replace(truth, classes=classes))
+    if metric == "matching":
+        value = float(matches.accuracy[0, 0])
+    elif metric == "boundary":
+        value = outlines.compute().mean_f
+    else:
+        report = areas.compute()
+        value = report.miou if metric == "miou" else _mean(getattr(report, metric)[list(known)])
+    return value if np.isfinite(value) else -1.0
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
+
+
+def _figure(found: Tuned) -> bytes:
+    """The metric by threshold."""
+    places = np.array(list(found.curve))
+    values = np.array([value if value >= 0 else np.nan for value in found.curve.values()])
+    return figure_png(
+        lines_figure(places, {found.metric: values}, across="threshold of the foreground", up=found.metric, marks=True)
+    )

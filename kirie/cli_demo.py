@@ -24,6 +24,12 @@ _TRAININGS = {
     "panoptic": ("a small Panoptic FPN", "demo/panoptic_fpn", "overlay,coco,csv"),
 }
 
+# All that a run's folder may hold once it was measured.
+_WRITTEN = {
+    "recipe.yaml", "model.safetensors", "last", "history.csv", "history.png", "events", "samples", "report.html",
+    "report.json", "tune.png",
+}  # fmt: skip
+
 
 def demo(
     task: Annotated[str, typer.Option(help="semantic (grounds), instance (coins) or panoptic (both).")] = "semantic",
@@ -84,7 +90,13 @@ def _train(recipe: Recipe, folder: Path, device: str) -> Path:
     if (folder / "recipe.yaml").exists():
         if read_recipe(folder / "recipe.yaml", [f"train.epochs={recipe.train.epochs}"]) != recipe:
             raise KirieError(f"{folder} holds another run than the demo's, which stays; choose another place by --out.")
-        shutil.rmtree(folder)  # what an earlier demo made
+        strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in _WRITTEN)
+        if strange:
+            raise KirieError(
+                f"{folder} holds {strange[0]}, which no demo wrote; move it, or choose another place by --out."
+            )
+        print(f"in place of the run of an earlier demo: {folder}")
+        shutil.rmtree(folder)
     run = train(recipe, out=folder, device=device)
     if not run.finished or run.model is None:
         raise KirieError("The demo was stopped; run it again.")

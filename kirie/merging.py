@@ -64,7 +64,8 @@ def joint_classes(semantic: Classes, instance: Classes) -> Joint:
     """The classes of what two models see together: the things of one, then the stuff of the other.
 
     Stuff is what the semantic model knows beside the background, `things`, and the classes that the instance model
-    finds as objects, which are told by their names.
+    finds as objects, which are told by their names. The numbers that their files have stay where they are above 0 and
+    each is of one class, as of two models of COCO panoptic; otherwise all are numbered anew.
 
     Raises:
         KirieError: when the semantic model knows no stuff.
@@ -77,10 +78,12 @@ def joint_classes(semantic: Classes, instance: Classes) -> Joint:
             "no stuff to add to the objects. A panoptic map of objects alone is what the instance model gives."
         )
     count = len(instance)
+    ids = (*instance.ids, *(semantic.ids[label] for label in stuff))
     classes = Classes(
         (*instance.names, *(semantic.names[label] for label in stuff)),
         (*instance.colors, *(semantic.colors[label] for label in stuff)),
         (True,) * count + (False,) * len(stuff),
+        ids if min(ids) > 0 and len(set(ids)) == len(ids) else (),
     )
     place = {label: count + row for row, label in enumerate(stuff)}
     return Joint(classes, tuple(place.get(label, -1) for label in range(len(semantic))), tuple(range(count)))

@@ -558,6 +558,10 @@ def test_demo_replaces_its_own_run_and_spares_any_other(here, kirie_, monkeypatc
         code, _, err = kirie_(*DEMO)
         assert code == 1 and "holds another run" in err and Path("show/run/model.safetensors").exists()
     Path("show/run/recipe.yaml").write_text(own)
+    Path("show/run/notes.txt").write_text("mine")
+    code, _, err = kirie_(*DEMO)
+    assert code == 1 and "notes.txt, which no demo wrote" in err and Path("show/run/notes.txt").exists()
+    Path("show/run/notes.txt").unlink()
     code, _, err = kirie_(*DEMO, "--epochs", "2")
     assert code == 1 and "training begins" in err and not Path("show/run").exists()
 

@@ -284,3 +284,12 @@ def test_two_pictures_or_other_classes_are_refused():
         merge(semantic([[1] * 6] * 3), NONE, JOINT)
     with pytest.raises(KirieError, match="The map has 4 classes and the objects 2; expected 3 and 1"):
         merge(ROADS, NONE, Joint(STREET, (-1, 0, 2), (1,)))
+
+
+def test_the_numbers_of_the_files_stay_where_each_is_of_one_class():
+    things = Classes(("person", "dog"), things=(True, True), ids=(1, 18))
+    stuff = Classes(("sky", "person", "sea"), ids=(187, 1, 178))
+    assert joint_classes(stuff, things).classes.ids == (1, 18, 187, 178)
+    assert joint_classes(Classes(("sky", "sea")), things).classes.ids == (0, 1, 2, 3), "0 means void in COCO's files"
+    twice = Classes(("sky", "sea"), ids=(18, 20))
+    assert joint_classes(twice, things).classes.ids == (0, 1, 2, 3)

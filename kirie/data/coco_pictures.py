@@ -132,9 +132,11 @@ class PictureReader:
         """Keeps a category.
 
         Raises:
-            KirieError: when its number is that of another.
+            KirieError: when its number is that of another, or it is there already as the other of thing and stuff.
         """
         known = self.categories.setdefault(category.id, category)
+        if known.name == category.name and known.is_thing != category.is_thing:
+            raise KirieError(f"{where} makes {category.name!r} both a thing and stuff; say one of them.")
         if known.name != category.name:
             raise KirieError(f"{where} has the id {category.id} of the category {known.name!r}; give each its own.")
 
@@ -292,7 +294,7 @@ def whole_number(value: Any) -> int | None:
         return value
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    elif isinstance(value, str) and len(value) < 20 and value.isascii() and value.lstrip("-").isdigit():
+    elif isinstance(value, str) and len(value) < 20 and value.isascii() and value.removeprefix("-").isdigit():
         value = int(value) if str(int(value)) == value else None
     return int(value) if isinstance(value, int) and abs(value) < 2**63 else None
 

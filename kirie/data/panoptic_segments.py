@@ -75,8 +75,9 @@ def _read_ids(mask: str, categories: set[int], listing: str) -> npt.NDArray[np.i
     words = "expected RGB colours, R + 256 G + 65536 B being the id of a segment."
     if set(count_ids(pixels)[0].tolist()) <= {0, *categories}:
         words += (
-            f" Its numbers are categories of {listing}: it says the class of each pixel and not its segment, so that "
-            "objects of one class cannot be told apart. Take the PNG file of the panoptic annotations."
+            f" All its numbers are among the categories of {listing}: if they mean these, it says the class of each "
+            "pixel and not its segment, and objects of one class cannot be told apart. Take the PNG file of the "
+            "panoptic annotations."
         )
     raise KirieError(f"{mask} holds grey values or a palette, {words}")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -153,6 +153,16 @@ class PanopticFPN(SegmentationModel):
             raise KirieError(f"A panoptic model learns from PanopticMap truths, got {', '.join(sorted(wrong))}.")
         pairs = [split(truth, self.split_classes) for truth in found]
         return [one for one, _ in pairs], [other for _, other in pairs]
+
+    @property
+    def settings(self) -> MergeSettings:
+        """The limits of the merge; new ones are kept in the model's file too."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, new: MergeSettings) -> None:
+        self._settings = new
+        self.arguments = {**self.arguments, **asdict(new)}
 
     def merging(self, **changes: Any) -> Self:
         """The same model with other limits of the merge, by their names in `MergeSettings`.

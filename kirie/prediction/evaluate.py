@@ -159,6 +159,11 @@ def evaluate(
     Raises:
         KirieError: when the data cannot be read, their classes are not the model's, or the reports cannot be written.
     """
+    if not isinstance(model, SegmentationModel):
+        raise KirieError(
+            f"evaluate measures one model, got a {type(model).__name__}. Measure what several find together with a "
+            "metric of kirie.metrics, picture by picture, or write it by `kirie predict --save coco`."
+        )
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise KirieError(f"{out} is a file; the reports need a folder, which is made when it is missing.")
     dataset = data if not isinstance(data, str | Path) else open_for(model, data, split, settings)

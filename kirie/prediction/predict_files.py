@@ -155,7 +155,7 @@ def _check_targets(files: Sequence[_File], out: Path, kinds: Sequence[Kind]) -> 
                     f"The result of {file.path} would replace {target}, which lies among the pictures and may be a "
                     "label; choose another folder."
                 )
-            if taken.setdefault(target.name.casefold(), pattern) != pattern:
+            if taken.setdefault(str(target).casefold(), pattern) != pattern:
                 raise KirieError(f"Two results would be written to {target}; predict these pictures one by one.")
 
 

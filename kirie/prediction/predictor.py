@@ -171,7 +171,7 @@ class Predictor:
 
 
 def predict(
-    model: SegmentationModel,
+    model: SegmentationModel | Predicts,
     images: Any,
     *,
     device: str = "auto",
@@ -183,7 +183,8 @@ def predict(
     """What a model sees in a picture, or in each of several.
 
     Args:
-        model: a model, as `kirie.load` gives it; it is moved to the device and set to evaluation mode.
+        model: a model, as `kirie.load` gives it; it is moved to the device and set to evaluation mode. Or what predicts
+            by itself, a `PanopticPair` say, which has its own settings.
         images: a path, a Pillow image, or an array (H, W) or (H, W, C) of uint8 or uint16, RGB where it has colours:
             one result comes back. A list or tuple of them: a list of results in the same order.
         device: "auto", "cpu", "cuda"...
@@ -198,12 +199,18 @@ def predict(
         KirieError: when a picture cannot be read or has another number of channels than the model, a class is unknown,
             or objects are chosen of a model that gives none.
     """
-    predictor = shown_predictor(
-        model, device=device, scores=scores, threshold=threshold, classes=classes, max_detections=max_detections
-    )
+    choice: dict[str, Any] = {"threshold": threshold, "classes": classes, "max_detections": max_detections}
+    if isinstance(model, SegmentationModel):
+        predictor: Predicts = shown_predictor(model, device=device, scores=scores, **choice)
+    else:
+        if scores or device != "auto" or any(value is not None for value in choice.values()):
+            raise KirieError(f"A {type(model).__name__} has its own settings: give them to it, and none here.")
+        predictor = model
+    channels = predictor.model.in_channels
     if isinstance(images, list | tuple):
-        return list(predictor.stream(as_picture(image, model.in_channels) for image in images))
-    return predictor([as_picture(images, model.in_channels)])[0]
+        pictures = (as_picture(image, channels) for image in images)
+        return [result for batch in in_batches(pictures, predictor.batch_size) for result in predictor(batch)]
+    return predictor([as_picture(images, channels)])[0]
 
 
 def shown_predictor(model: SegmentationModel, *, threshold: float | None = None, **settings: Any) -> Predictor:

@@ -167,6 +167,23 @@ def test_pictures_are_resized(tmp_path):
     check_map(sample.truth, ids)
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "told"),
+    [("category_id", "--5", "category_id '--5'"), ("iscrowd", "yes", "iscrowd 'yes'"), ("iscrowd", 2, "iscrowd 2")],
+)
+def test_values_that_mean_nothing_are_told(tmp_path, entry, value, told):
+    segments = info()
+    segments[0][entry] = value
+    with pytest.raises(KirieError, match=told):
+        opened(one(tmp_path, segments))
+
+
+def test_a_category_is_a_thing_or_stuff(tmp_path):
+    both = [*CATEGORIES, {**CATEGORIES[0], "isthing": 1 - CATEGORIES[0]["isthing"]}]
+    with pytest.raises(KirieError, match="both a thing and stuff"):
+        opened(one(tmp_path, categories=both))
+
+
 @pytest.mark.parametrize("text", ["[]", '{"images": [{"id'])
 def test_a_damaged_file_of_a_split_is_not_passed_over(tmp_path, text):
     one(tmp_path)
@@ -415,7 +432,7 @@ def other_size(root):
 UNUSABLE = {
     "strange pixels": (strange_pixels, "pixels of no listed segment", r"does not list: 5 \(3 pixels\), 6 \(1 pixel\)"),
     "grey": (grey, "label file cannot be used", r"holds grey values or a palette, expected RGB colours.*segment\.$"),
-    "categories": (grey_categories, "label file cannot be used", "Its numbers are categories of .* cannot be told apa"),
+    "categories": (grey_categories, "label file cannot be used", "among the categories of .* cannot be told apa"),
     "palette": (palette, "label file cannot be used", "holds grey values or a palette"),
     "no file": (missing_file, "label file cannot be used", r"panoptic/b\.png"),
     "no annotation": (no_annotation, "picture without annotation", r"has no annotation of b\.jpg"),

@@ -277,3 +277,12 @@ def test_truths_are_of_the_size_of_the_pictures_and_of_the_models_classes():
         model.loss(model(pictures(1)), truths(model, 1, (25, 40)))
     with pytest.raises(KirieError, match="The truth has 5 classes, the model 3"):
         model.loss(model(pictures(1)), [things_and_stuff(np.random.default_rng(0), SIZE, STREET)])
+
+
+def test_other_limits_of_the_merge_are_kept_in_the_file(tmp_path):
+    model = build("panoptic_fpn")
+    before = dict(model.arguments)
+    other = model.merging(overlap=0.9, stuff_area=7)
+    assert model.arguments == before
+    other.settings = MergeSettings(score=0.25, overlap=0.9, stuff_area=7)
+    assert load(save(other, tmp_path / "m.safetensors")).settings == MergeSettings(0.25, 0.9, 7)

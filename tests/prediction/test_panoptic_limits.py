@@ -97,3 +97,21 @@ def test_what_is_typed_wrongly_is_told_in_a_sentence(capsys, words, told):
     Image.fromarray(picture()).save("a.png")
     code, _, err = run_cli(capsys, "predict", *words, "--out", "cut", "--device", "cpu")
     assert code == 1 and told in err and err.count("\n") == 1 and not Path("cut").exists()
+
+
+def test_labels_and_segments_are_written_together(model, capsys):
+    kirie.save(model, "panoptic.safetensors")
+    Image.fromarray(picture()).save("a.png")
+    words = ("--out", "cut", "--device", "cpu", "--save", "labels,coco,ids,cutouts")
+    assert run_cli(capsys, "predict", "panoptic.safetensors", "a.png", *words)[0] == 0
+    assert Path("cut/a.png").is_file() and Path("cut/panoptic_results/a.png").is_file()
+
+
+def test_a_pair_predicts_by_the_usual_verb(model):
+    pair = kirie.PanopticPair(colour_unet(), model.instance, device="cpu")
+    assert isinstance(kirie.predict(pair, picture()), kirie.PanopticMap)
+    assert len(kirie.predict(pair, [picture(), picture()])) == 2
+    with pytest.raises(KirieError, match="has its own settings"):
+        kirie.predict(pair, picture(), threshold=0.5)
+    with pytest.raises(KirieError, match="evaluate measures one model, got a PanopticPair"):
+        kirie.evaluate(pair, "nowhere")

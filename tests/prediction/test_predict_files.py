@@ -248,7 +248,7 @@ def test_out_that_is_a_file_and_scores_that_are_not_kept(here):
 class Fixed(torch.nn.Module):
     """A model that gives one label map, whatever it sees."""
 
-    task = "semantic"
+    task, cleanup = "semantic", None
 
     def __init__(self, labels, classes):
         super().__init__()

@@ -23,9 +23,9 @@ def main(folder: str = "demo/data", pictures: int = 120, epochs: int = 8) -> flo
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for epoch in range(epochs):
         model.train()
-        for images, truths, _ in loader.epoch(epoch):
-            raw = model(images.float() / 255)  # (B, 3, H, W) in [0, 1]
-            losses = model.loss(raw, truths)
+        for batch in loader.epoch(epoch):
+            raw = model(batch.images.float() / 255)  # (B, 3, H, W) in [0, 1]
+            losses = model.loss(raw, batch.truths)
             loss = torch.stack(list(losses.values())).sum()
             optimiser.zero_grad()
             loss.backward()

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from kirie.models.unet import UNet
     from kirie.prediction.evaluate import evaluate
     from kirie.prediction.panoptic_pair import PanopticPair
-    from kirie.prediction.predictor import Predictor, predict
+    from kirie.prediction.predict import predict
+    from kirie.prediction.predictor import Predictor
     from kirie.results import Instances, PanopticMap, SemanticMap, to_instances, to_panoptic, to_semantic
     from kirie.training.fit import train
     from kirie.weights.load import import_checkpoint
@@ -59,7 +60,7 @@ _HOMES = {
     "load": "kirie.models.file",
     "merge": "kirie.merging",
     "open_dataset": "kirie.data",
-    "predict": "kirie.prediction.predictor",
+    "predict": "kirie.prediction.predict",
     "save": "kirie.models.file",
     "to_instances": "kirie.results",
     "to_panoptic": "kirie.results",

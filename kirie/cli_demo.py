@@ -76,11 +76,13 @@ def _draw(run: Path, data: Path, task: str, place: Path, device: str) -> None:
     from kirie.data import open_dataset
     from kirie.files import write_picture
     from kirie.models.file import load
-    from kirie.prediction.predictor import shown_predictor
+    from kirie.prediction.predictor import Predictor, shown_from
     from kirie.prediction.sheet import result_sheet
 
     dataset = open_dataset(data, "test", task=task)
-    write_picture(place, result_sheet(shown_predictor(load(run), device=device), dataset, range(min(6, len(dataset)))))
+    model = load(run)
+    predictor = Predictor(model, device=device, threshold=shown_from(model))
+    write_picture(place, result_sheet(predictor, dataset, range(min(6, len(dataset)))))
 
 
 def _train(recipe: Recipe, folder: Path, device: str) -> Path:

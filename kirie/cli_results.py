@@ -25,6 +25,14 @@ Task = Annotated[
     str | None,
     typer.Option(help="instance: each region of a semantic model's map is an object, and those that touch are parted."),
 ]
+Tta = Annotated[
+    str,
+    typer.Option(help="Average over views of each picture: flip (left and right), flips, turns (all eight) or scales."),
+]
+Others = Annotated[
+    list[Path] | None,
+    typer.Option("--with", metavar="MODEL", help="Average with another model; may be given more than once."),
+]
 NoCleanup = Annotated[
     bool, typer.Option("--no-cleanup", help="Leave out the clean-up of the map that the model file asks for.")
 ]
@@ -61,6 +69,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
     changes: FolderChanges = None,
     task: Task = None,
+    tta: Tta = "none",
+    others: Others = None,
     no_cleanup: NoCleanup = False,
     device: Device = "auto",
     architecture: Architecture = None,
@@ -73,7 +83,8 @@ def evaluate(
 
     path = model_path(model)
     loaded = load_model(path, architecture, task=task, no_cleanup=no_cleanup)
-    limits = {"threshold": threshold, "max_detections": max_detections}
+    more = [load_model(other, task=task) for other in others or ()]
+    limits = {"threshold": threshold, "max_detections": max_detections, "tta": tta, "others": more}
     show_evaluation(
         loaded, str(model), data, split, out or path.parent, device, as_json=as_json, changes=changes, limits=limits
     )
@@ -188,6 +199,8 @@ def predict(
         typer.Option(help="Of panoptic maps: stuff of fewer pixels becomes void (default: the model's own, or 4096)."),
     ] = None,
     task: Task = None,
+    tta: Tta = "none",
+    others: Others = None,
     no_cleanup: NoCleanup = False,
     device: Device = "auto",
     architecture: Architecture = None,
@@ -205,7 +218,8 @@ def predict(
         if not images:
             raise KirieError(f"Give the pictures behind the model {model}: kirie predict MODEL IMAGES... --out FOLDER.")
         chosen = partial(load_model, Path(model), architecture, task=task, no_cleanup=no_cleanup)
-        predictor = one_model(chosen, device, choice=choice, merging=limits)
+        averaged = [partial(load_model, other, task=task) for other in others or ()]
+        predictor = one_model(chosen, device, choice=choice, merging=limits, tta=tta, others=averaged)
     else:
         images = inputs
         models = [
@@ -213,7 +227,7 @@ def predict(
         ]
         if models:
             raise KirieError(f"{models[0]} is a model, where --semantic and --instance leave room for pictures alone.")
-        choice |= {"architecture": architecture, "task": task}
+        choice |= {"architecture": architecture, "task": task, "with": others, "tta": None if tta == "none" else tta}
         predictor = _two_models(semantic, instance, device, no_cleanup, choice=choice, merging=limits)
     raise typer.Exit(run_prediction(predictor, images, out, save, image_ids=image_ids))
 
@@ -263,13 +277,16 @@ def one_model(
     *,
     choice: Mapping[str, Any] | None = None,
     merging: Mapping[str, Any] | None = None,
+    tta: str = "none",
+    others: Sequence[Callable[[], SegmentationModel]] = (),
 ) -> Callable[[Sequence[str]], Predicts]:
-    """What loads a model, ready to predict, for `run_prediction`."""
+    """What loads a model, and others that it is averaged with, ready to predict, for `run_prediction`."""
 
     def load(kinds: Sequence[str]) -> Predicts:
-        from kirie.prediction.predictor import shown_predictor
+        from kirie.prediction.predict import shown_predictor
 
-        return shown_predictor(model(), device=device, scores="scores" in kinds, **(choice or {}), **_given(merging))
+        settings = {"device": device, "scores": "scores" in kinds, **(choice or {}), **_given(merging)}
+        return shown_predictor(model(), tta=tta, others=[other() for other in others], **settings)
 
     return load
 
@@ -287,7 +304,11 @@ def _two_models(
     if semantic is None or instance is None:
         there, missing = ("instance", "semantic") if semantic is None else ("semantic", "instance")
         raise KirieError(f"--{there} makes panoptic maps with another model: name it by --{missing}.")
-    wrong = [name for name in ("classes", "max_detections", "architecture", "task") if choice[name] is not None]
+    wrong = [
+        name
+        for name in ("classes", "max_detections", "architecture", "task", "with", "tta")
+        if choice[name] is not None
+    ]
     if wrong:
         raise KirieError(f"--{wrong[0].replace('_', '-')} is of no use for panoptic maps: leave it out.")
     paths = (semantic, instance)

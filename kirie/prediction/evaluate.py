@@ -26,6 +26,7 @@ from kirie.metrics.instance import InstanceReport
 from kirie.metrics.report import Metric, Report
 from kirie.models.contract import SegmentationModel
 from kirie.models.parts.instance import InstanceModel
+from kirie.prediction.averaging import Averaged
 from kirie.prediction.evaluation_page import numbers_page
 from kirie.prediction.predictor import Predictor, in_batches, read_ahead
 from kirie.progress import tracked
@@ -63,7 +64,7 @@ class Evaluation:
 
 
 def measure(
-    predictor: Predictor,
+    predictor: Predictor | Averaged,
     dataset: Dataset,
     *,
     share: tuple[int, int] = (0, 1),
@@ -136,6 +137,8 @@ def evaluate(
     name: str = "model",
     threshold: float | None = None,
     max_detections: int | None = None,
+    tta: str = "none",
+    others: Sequence[SegmentationModel] = (),
 ) -> Any:
     """A model's numbers on a data set, and `report.html` and `report.json` in the folder `out`.
 
@@ -152,6 +155,8 @@ def evaluate(
             from which on objects enter its maps. None takes the model's own.
         max_detections: for objects, the most results of a class that enter AP in a picture, and how many the model
             gives at most. None is COCO's 100, and the model's own limit. Pictures with more objects need more.
+        tta: test-time augmentation, a row of `averaging.TTA`.
+        others: models whose answers are averaged with this one's; see `averaging.Averaged`.
 
     Returns:
         The `SemanticReport`, `InstanceReport` or `PanopticReport`, as the model's task is.
@@ -170,7 +175,12 @@ def evaluate(
     if not len(dataset):
         raise KirieError("The data set has no pictures, so there is nothing to measure.")
     merged, measured = (threshold, None) if model.task == "panoptic" else (None, threshold)  # where scores choose
-    predictor = Predictor(model, device=device, threshold=merged, max_detections=max_detections)
+    if tta != "none" or others:
+        predictor: Predictor | Averaged = Averaged(
+            [model, *others], tta=tta, device=device, threshold=merged, max_detections=max_detections
+        )
+    else:
+        predictor = Predictor(model, device=device, threshold=merged, max_detections=max_detections)
     evaluation = measure(predictor, dataset, title="evaluating", threshold=measured, max_detections=max_detections)
     if out is not None:
         write_evaluation(Path(out), evaluation, predictor, dataset, name=name)
@@ -266,7 +276,9 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def write_evaluation(out: Path, evaluation: Evaluation, predictor: Predictor, dataset: Dataset, *, name: str) -> None:
+def write_evaluation(
+    out: Path, evaluation: Evaluation, predictor: Predictor | Averaged, dataset: Dataset, *, name: str
+) -> None:
     """Writes `report.html` and `report.json`, about all pictures of a data set, into a folder."""
     scores = {n: None if math.isnan(s) else s for n, s in zip(evaluation.names, evaluation.scores, strict=True)}
     facts = {"model": name, "pictures": len(scores), **evaluation.report.to_dict(), "images": scores}
@@ -305,7 +317,9 @@ def _shown(result: Any, report: Report) -> Any:
     return result[result.scores >= report.threshold] if isinstance(report, InstanceReport) else result
 
 
-def _results(predictor: Predictor, samples: Iterable[Sample], classes: Classes) -> Iterator[tuple[Sample, Any]]:
+def _results(
+    predictor: Predictor | Averaged, samples: Iterable[Sample], classes: Classes
+) -> Iterator[tuple[Sample, Any]]:
     """Pairs of sample and result, in the classes of the data; as many samples are held at a time as make a batch."""
     for batch in in_batches(samples, predictor.batch_size):
         for sample, result in zip(batch, predictor([s.image for s in batch]), strict=True):

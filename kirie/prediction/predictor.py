@@ -20,7 +20,7 @@ from kirie.models.contract import SegmentationModel
 from kirie.models.device import memory_for, pick_device
 from kirie.models.panoptic_fpn import PanopticFPN
 from kirie.models.parts.instance import InstanceModel
-from kirie.prediction.pictures import Picture, as_picture
+from kirie.prediction.pictures import Picture
 from kirie.prediction.selection import check_selection, select
 from kirie.results import Result
 
@@ -90,6 +90,7 @@ class Predictor:
             own limits are lower; those of the model that was handed in stay. None leaves it at these limits.
         overlap: of panoptic models, see `merging.MergeSettings`; None leaves it at the model's own, which stays.
         stuff_area: likewise.
+        cleanup: whether the clean-up that a semantic model asks for is done.
 
     Raises:
         KirieError: when there is no such device, the batch size is below 1, a class is unknown, or objects are chosen
@@ -108,6 +109,7 @@ class Predictor:
         max_detections: int | None = None,
         overlap: float | None = None,
         stuff_area: int | None = None,
+        cleanup: bool = True,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise KirieError(f"A batch holds at least 1 picture, got a batch size of {batch_size}.")
@@ -128,6 +130,7 @@ class Predictor:
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.batch_size = batch_size or (1 if self.device.type == "cpu" else 8)
         self.scores = scores
+        self.cleanup = model.cleanup if cleanup and model.task == "semantic" else None
 
     @torch.inference_mode()
     def __call__(self, pictures: Sequence[Picture]) -> list[Any]:
@@ -156,7 +159,7 @@ class Predictor:
             images = torch.from_numpy(scaled).to(self.device, non_blocking=True)  # (B, h, w, C)
             images = images.permute(0, 3, 1, 2).float().div_(255)  # (B, C, h, w), channels last in memory
             raw = self.model(images)
-            cleanup = self.model.cleanup if self.model.task == "semantic" else None
+            cleanup = self.cleanup
             scores = self.scores or (cleanup is not None and cleanup.threshold is not None)
             results: list[Any] = self.model.decode(raw, [(height, width)] * len(pictures), scores=scores)
         if cleanup is not None:
@@ -168,60 +171,6 @@ class Predictor:
         """Results one after another, in order, for any number of pictures; holds one batch at a time."""
         for batch in in_batches(pictures, self.batch_size):
             yield from self(batch)
-
-
-def predict(
-    model: SegmentationModel | Predicts,
-    images: Any,
-    *,
-    device: str = "auto",
-    scores: bool = False,
-    threshold: float | None = None,
-    classes: Sequence[str] | None = None,
-    max_detections: int | None = None,
-) -> Any:
-    """What a model sees in a picture, or in each of several.
-
-    Args:
-        model: a model, as `kirie.load` gives it; it is moved to the device and set to evaluation mode. Or what predicts
-            by itself, a `PanopticPair` say, which has its own settings.
-        images: a path, a Pillow image, or an array (H, W) or (H, W, C) of uint8 or uint16, RGB where it has colours:
-            one result comes back. A list or tuple of them: a list of results in the same order.
-        device: "auto", "cpu", "cuda"...
-        scores: keep per-pixel probabilities in the results.
-        threshold: the lowest score of the objects that are kept; None takes the model's own `shown_threshold`,
-            from which on they are worth showing, and 0 keeps all. Of a panoptic model, that of objects in the map.
-        classes: names of the classes whose objects are kept; None keeps all. This and the next are for instance models.
-        max_detections: how many objects of a picture are kept, the surest ones; None leaves it at the model's own
-            limit.
-
-    Raises:
-        KirieError: when a picture cannot be read or has another number of channels than the model, a class is unknown,
-            or objects are chosen of a model that gives none.
-    """
-    choice: dict[str, Any] = {"threshold": threshold, "classes": classes, "max_detections": max_detections}
-    if isinstance(model, SegmentationModel):
-        predictor: Predicts = shown_predictor(model, device=device, scores=scores, **choice)
-    else:
-        if scores or device != "auto" or any(value is not None for value in choice.values()):
-            raise KirieError(f"A {type(model).__name__} has its own settings: give them to it, and none here.")
-        predictor = model
-    channels = predictor.model.in_channels
-    if isinstance(images, list | tuple):
-        pictures = (as_picture(image, channels) for image in images)
-        return [result for batch in in_batches(pictures, predictor.batch_size) for result in predictor(batch)]
-    return predictor([as_picture(images, channels)])[0]
-
-
-def shown_predictor(model: SegmentationModel, *, threshold: float | None = None, **settings: Any) -> Predictor:
-    """A `Predictor` of these settings for results that a person looks at.
-
-    Args:
-        model: the model.
-        threshold: the lowest score that is kept; None takes an instance model's own `shown_threshold`.
-        settings: as `Predictor` takes them.
-    """
-    return Predictor(model, threshold=shown_from(model) if threshold is None else threshold, **settings)
 
 
 def shown_from(model: SegmentationModel) -> float | None:

@@ -220,9 +220,10 @@ def _mean(values: npt.NDArray[np.float64]) -> float:
 
 
 def _figure(found: Tuned) -> bytes:
-    """The metric by threshold."""
+    """The metric by threshold, with the threshold that was chosen."""
     places = np.array(list(found.curve))
     values = np.array([value if value >= 0 else np.nan for value in found.curve.values()])
-    return figure_png(
-        lines_figure(places, {found.metric: values}, across="threshold of the foreground", up=found.metric, marks=True)
-    )
+    lines = {found.metric: values}
+    if found.settings.threshold in found.curve:
+        lines["chosen"] = np.where(places == found.settings.threshold, values, np.nan)
+    return figure_png(lines_figure(places, lines, across="threshold of the foreground", up=found.metric, marks=True))

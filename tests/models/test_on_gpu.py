@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from kirie.prediction.predictor import Predictor
-from kirie.results import Instances, PanopticMap
-from tests.models.contract import build, each_model, nothing, pictures, tensors, total, truths
+from tests.models.contract import assert_alike, build, each_model, nothing, pictures, tensors, total, truths
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -15,18 +14,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def full_precision(monkeypatch):
     """Products in float32: TF32, the default of convolutions, keeps ten bits."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
-def agree(one, other):
-    """Whether two results are the same but for roundings."""
-    if isinstance(one, Instances):
-        shared = min(len(one), len(other))
-        assert abs(len(one) - len(other)) <= 0.02 * len(one)
-        np.testing.assert_allclose(one.scores[:shared], other.scores[:shared], atol=1e-3)
-    elif isinstance(one, PanopticMap):
-        assert (one.ids == other.ids).mean() > 0.98
-    else:
-        assert (one.labels == other.labels).mean() > 0.98
 
 
 @each_model
@@ -42,7 +29,7 @@ def test_outputs_equal_those_of_the_cpu(name):
         if mine.shape == theirs.shape and mine.is_floating_point():  # two-stage models may keep another region
             torch.testing.assert_close(mine.cpu(), theirs, rtol=1e-3, atol=1e-3)
     for one, other in zip(model.decode(raw, [(48, 80)] * 2), results, strict=True):
-        agree(one, other)
+        assert_alike(one, other, share=0.98, atol=1e-3)
 
 
 @each_model
@@ -92,4 +79,4 @@ def test_a_predictor_gives_the_same(name):
     model = build(name, classes=3)
     picture = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
     on_gpu = Predictor(model, device="cuda")([picture])[0]
-    agree(on_gpu, Predictor(model, device="cpu")([picture])[0])
+    assert_alike(on_gpu, Predictor(model, device="cpu")([picture])[0], share=0.98, atol=1e-3)

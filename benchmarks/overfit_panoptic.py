@@ -42,6 +42,8 @@ def choose(source: Path, folder: Path) -> Path:
         return shape and kinds == {True, False} and sound and len(segments) <= MOST
 
     chosen = [entry for entry in sorted(facts["annotations"], key=lambda entry: entry["image_id"]) if fits(entry)]
+    if len(chosen) < PICTURES:
+        raise SystemExit(f"{source} has {len(chosen)} pictures that fit, of {PICTURES}.")
     chosen = chosen[:PICTURES]
     numbers = {entry["image_id"] for entry in chosen}
     used = {segment["category_id"] for entry in chosen for segment in entry["segments_info"]}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 import numpy.typing as npt
@@ -39,10 +40,14 @@ class MergeSettings:
 
     def __post_init__(self) -> None:
         for name, share in (("score", self.score), ("overlap", self.overlap)):
-            if type(share) not in (int, float) or not 0 <= share <= 1:
+            if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= share <= 1:
                 raise KirieError(f"The {name} of a merge is a number from 0 to 1, got {share!r:.60}.")
-        if type(self.stuff_area) is not int or self.stuff_area < 0:
+        if isinstance(self.stuff_area, bool) or not isinstance(self.stuff_area, Integral) or self.stuff_area < 0:
             raise KirieError(f"stuff_area is a whole number of pixels from 0 on, got {self.stuff_area!r:.60}.")
+        # NumPy's numbers are welcome, and a model file holds plain ones.
+        for name, value in (("score", float(self.score)), ("overlap", float(self.overlap))):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "stuff_area", int(self.stuff_area))
 
 
 @dataclass(frozen=True)
@@ -68,9 +73,16 @@ def joint_classes(semantic: Classes, instance: Classes) -> Joint:
     each is of one class, as of two models of COCO panoptic; otherwise all are numbered anew.
 
     Raises:
-        KirieError: when the semantic model knows no stuff.
+        KirieError: when the semantic model knows no stuff, or names of the two differ in nothing but capitals.
     """
     known = {*instance.names, BACKGROUND, THINGS}
+    folded = {name.casefold(): name for name in instance.names}
+    for name in semantic.names:
+        if name not in known and name.casefold() in folded:
+            raise KirieError(
+                f"The semantic model's {name!r} and the instance model's {folded[name.casefold()]!r} differ in "
+                "capitals alone, and would be stuff beside things of the same kind: train both with one spelling."
+            )
     stuff = [label for label, name in enumerate(semantic.names) if name not in known]
     if not stuff:
         raise KirieError(

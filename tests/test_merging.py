@@ -293,3 +293,18 @@ def test_the_numbers_of_the_files_stay_where_each_is_of_one_class():
     assert joint_classes(Classes(("sky", "sea")), things).classes.ids == (0, 1, 2, 3), "0 means void in COCO's files"
     twice = Classes(("sky", "sea"), ids=(18, 20))
     assert joint_classes(twice, things).classes.ids == (0, 1, 2, 3)
+
+
+def test_names_that_differ_in_capitals_alone_are_refused():
+    with pytest.raises(KirieError, match="'Person' and the instance model's 'person' differ in capitals"):
+        joint_classes(Classes(("sky", "Person")), Classes(("person",), things=(True,)))
+
+
+def test_numpys_numbers_are_plain_ones():
+    settings = MergeSettings(np.float32(0.25), np.float64(1), np.int64(7))
+    assert (
+        settings == MergeSettings(0.25, 1.0, 7) and type(settings.stuff_area) is int and type(settings.score) is float
+    )
+    for wrong in ({"score": True}, {"stuff_area": np.float64(3)}, {"stuff_area": True}, {"overlap": "1"}):
+        with pytest.raises(KirieError):
+            MergeSettings(**wrong)

@@ -91,7 +91,8 @@ def build(name, in_channels=3, classes=2, **options):
     if model.task == "instance":
         model.score_threshold = 0.0  # what is not trained is sure of nothing
     if model.task == "panoptic":
-        model.instance.score_threshold, model.settings = 0.0, MergeSettings(score=0.0, stuff_area=1)
+        model.instance.score_threshold = 0.0
+        model.settings = MergeSettings(score=0.0, stuff_area=options.get("stuff_area", 1))
     return model
 
 

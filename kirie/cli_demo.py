@@ -24,12 +24,6 @@ _TRAININGS = {
     "panoptic": ("a small Panoptic FPN", "demo/panoptic_fpn", "overlay,coco,csv"),
 }
 
-# All that a run's folder may hold once it was measured.
-_WRITTEN = {
-    "recipe.yaml", "model.safetensors", "last", "history.csv", "history.png", "events", "samples", "report.html",
-    "report.json", "tune.png",
-}  # fmt: skip
-
 
 def demo(
     task: Annotated[str, typer.Option(help="semantic (grounds), instance (coins) or panoptic (both).")] = "semantic",
@@ -88,11 +82,12 @@ def _draw(run: Path, data: Path, task: str, place: Path, device: str) -> None:
 def _train(recipe: Recipe, folder: Path, device: str) -> Path:
     from kirie.recipe import read_recipe
     from kirie.training.fit import train
+    from kirie.training.run import RECIPE, WRITTEN
 
-    if (folder / "recipe.yaml").exists():
-        if read_recipe(folder / "recipe.yaml", [f"train.epochs={recipe.train.epochs}"]) != recipe:
+    if (folder / RECIPE).exists():
+        if read_recipe(folder / RECIPE, [f"train.epochs={recipe.train.epochs}"]) != recipe:
             raise KirieError(f"{folder} holds another run than the demo's, which stays; choose another place by --out.")
-        strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in _WRITTEN)
+        strange = sorted(entry.name for entry in folder.iterdir() if entry.name not in WRITTEN)
         if strange:
             raise KirieError(
                 f"{folder} holds {strange[0]}, which no demo wrote; move it, or choose another place by --out."

@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """Which sample to read, what seeds its augmentation, and what its patch must contain; see `sampling.Focus`."""
+    """Which sample to read, what seeds its augmentation, what its patch must contain; see `sampling.find_anchor`."""
 
     sample: int
     epoch: int

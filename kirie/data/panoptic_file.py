@@ -151,11 +151,11 @@ class _Reader(PictureReader):
             raise KirieError(f"{where}, segments_info[{place}] {what}.")
         self.segment_ids.append(number)
         self.category_ids.append(category)
-        crowd = segment.get("iscrowd", 0)
-        if whole_number(crowd) not in (0, 1):
-            what = f"has the iscrowd {shortened(crowd)}; expected 1 for a crowd, else 0"
+        crowd = whole_number(segment.get("iscrowd", 0))
+        if crowd not in (0, 1):
+            what = f"has the iscrowd {shortened(segment.get('iscrowd'))}; expected 1 for a crowd, else 0"
             raise KirieError(f"{where}, segments_info[{place}] {what}.")
-        self.crowd.append(whole_number(crowd) == 1)
+        self.crowd.append(crowd)
 
     def file(self, *, labelled: bool) -> PanopticFile:
         """All that was taken.

@@ -103,7 +103,6 @@ class PanopticFPN(SegmentationModel):
         body = MaskRCNN(in_channels, split_up[1], shown_threshold=score, **instance)
         arguments = {
             "width": width, "semantic_weight": semantic_weight, "instance_weight": instance_weight,
-            "score": score, "overlap": overlap, "stuff_area": stuff_area,
             **{name: value for name, value in body.arguments.items() if name not in _NOT_TAKEN},
         }  # fmt: skip
         pixels = {

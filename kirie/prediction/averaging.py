@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from kirie.cleanup import CleanupSettings, clean, objects
+from kirie.cleanup import clean
 from kirie.data.folders import resize_image
 from kirie.errors import KirieError
 from kirie.masks import Crop, Masks
@@ -18,9 +18,9 @@ from kirie.matches import overlaps
 from kirie.models.contract import SegmentationModel
 from kirie.models.parts.region_objects import RegionObjects
 from kirie.prediction.pictures import Picture
-from kirie.prediction.predictor import Predictor, in_batches
+from kirie.prediction.predictor import Predictor
 from kirie.prediction.selection import check_selection, select
-from kirie.results import Instances, Result, SemanticMap
+from kirie.results import Instances, SemanticMap
 
 SAME = 0.5  # objects of two answers are one where the IoU of their masks is above
 
@@ -99,7 +99,6 @@ class Averaged:
             )
         of_maps = [model.semantic if isinstance(model, RegionObjects) else model for model in models]
         self._maps = of_maps[0].task == "semantic"
-        self._cleanup = of_maps[0].cleanup
         settings: dict[str, Any] = {"device": device, "batch_size": batch_size, "scores": self._maps}
         if not self._maps and max_detections is not None:
             settings["max_detections"] = max_detections
@@ -117,11 +116,6 @@ class Averaged:
         """
         made = [self._mean_map(picture) if self._maps else self._mean_objects(picture) for picture in pictures]
         return [select(result, **self._selection) for result in made] if self._selection else made
-
-    def stream(self, pictures: Iterable[Picture]) -> Iterator[Result]:
-        """Results one after another, in order, for any number of pictures; holds one batch at a time."""
-        for batch in in_batches(pictures, self.batch_size):
-            yield from self(batch)
 
     def _answers(self, picture: Picture) -> Iterator[tuple[int, View, Any]]:
         """The number of the model, the view, and what it sees in it, one after another."""
@@ -141,27 +135,23 @@ class Averaged:
         mean /= count
         classes = self._predictors[0].model.classes
         averaged = SemanticMap(mean.argmax(0).astype(kind), classes, mean)
-        settings = self._cleanup
         if isinstance(self.model, RegionObjects):
-            return objects(clean(averaged, settings or CleanupSettings()), settings or CleanupSettings())
-        cleaned = averaged if settings is None else clean(averaged, settings)
+            return self.model.of_map(averaged)
+        cleaned = averaged if self.model.cleanup is None else clean(averaged, self.model.cleanup)
         return cleaned if self.scores else replace(cleaned, scores=None)
 
     def _mean_objects(self, picture: Picture) -> Instances:
+        if len(self._predictors) == len(self._views) == 1:
+            alone: Instances = self._predictors[0]([picture])[0]
+            return alone
         size = (picture.shape[0], picture.shape[1])
         answers = []
         for number, view, result in self._answers(picture):
             # The number of a class in the first model's order, by that in this model's.
             place = np.argsort(self._orders[number])
-            masks = result.masks if view == PLAIN else Masks.from_crops(
-                [undone_crop(crop, view, size) for crop in result.masks.crops()], size
-            )  # fmt: skip
-            answers.append(
-                Instances.from_masks(masks, place[result.labels], self.model.classes, result.scores)
-                if view != PLAIN or number
-                else result
-            )
-        return answers[0] if len(answers) == 1 else voted(answers)
+            masks = Masks.from_crops([undone_crop(crop, view, size) for crop in result.masks.crops()], size)
+            answers.append(Instances.from_masks(masks, place[result.labels], self.model.classes, result.scores))
+        return voted(answers)
 
 
 def shown(picture: Picture, view: View) -> Picture:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 
 from kirie.classes import Classes
 from kirie.cleanup import CleanupSettings, clean, foreground, objects
-from kirie.data import open_dataset
 from kirie.data.dataset import Dataset
 from kirie.drawing.curves import figure_png, lines_figure
 from kirie.errors import KirieError
@@ -26,7 +25,8 @@ from kirie.metrics.boundary import BoundaryMetric
 from kirie.metrics.matching import Matching
 from kirie.metrics.semantic import SemanticMetric
 from kirie.models.file import load, model_path, read_card, save
-from kirie.prediction.evaluate import check_classes, folder_settings, open_for
+from kirie.models.parts.region_objects import as_task
+from kirie.prediction.evaluate import check_classes, open_for
 from kirie.prediction.predictor import Predictor, read_ahead
 from kirie.progress import say, tracked
 from kirie.results import Instances, SemanticMap
@@ -45,7 +45,7 @@ NECKS = (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 METRICS = {"iou": "semantic", "dice": "semantic", "miou": "semantic", "boundary": "semantic", "matching": "instance"}
 
-Seen = tuple[npt.NDArray[np.float16], Any]  # probabilities (K, H, W) and the truth
+Seen = tuple[npt.NDArray[Any], npt.NDArray[np.float16], Any]  # labels (H, W), probabilities (K, H, W) and the truth
 
 
 @dataclass(frozen=True)
@@ -166,14 +166,11 @@ def _opened(model: Any, data: str | Path | Dataset | None, task: str, split: str
             raise KirieError(f"The data that the model was trained on ({data!r:.80}) are not there: give a data set.")
     if not isinstance(data, str | Path):
         return data.only(split)
-    if task == "semantic":
-        return open_for(model, data, split, None)
-    settings = replace(folder_settings(model), channels=model.in_channels)
-    return open_dataset(data, split, task=task, settings=settings)
+    return open_for(as_task(model, task), data, split, None)
 
 
 def _probabilities(predictor: Predictor, dataset: Dataset) -> list[Seen]:
-    """Of each picture what the model is how sure of, in half precision, with the truth."""
+    """Of each picture its labels and what the model is how sure of, in half precision, with the truth."""
     if not len(dataset):
         raise KirieError("The data set has no pictures in this split, so there is nothing to tune on.")
     if dataset.task == "semantic":
@@ -184,10 +181,12 @@ def _probabilities(predictor: Predictor, dataset: Dataset) -> list[Seen]:
     if len(places) < len(dataset):
         say(f"tuning on {len(places)} of {len(dataset)} pictures, evenly chosen, for memory's sake")
     samples = read_ahead(lambda i: dataset[places[i]], len(places))
-    return [
-        (predictor([sample.image])[0].scores.astype(np.float16), sample.truth)
-        for sample in tracked(samples, "predicting", len(places))
-    ]
+    dtype = np.uint8 if predictor.model.classes.void == 255 else np.int32
+    seen = []
+    for sample in tracked(samples, "predicting", len(places)):
+        scores = predictor([sample.image])[0].scores.astype(np.float16)
+        seen.append((scores.argmax(0).astype(dtype), scores, sample.truth))
+    return seen
 
 
 def _score(
@@ -195,8 +194,7 @@ def _score(
 ) -> float:
     """The metric over all pictures with these settings; below all others where there is nothing to measure."""
     areas, outlines, matches = SemanticMetric(classes), BoundaryMetric(classes, tolerance=2.0), Matching.none(1)
-    for scores, truth in seen:
-        labels = scores.argmax(0).astype(np.uint8 if classes.void == 255 else np.int32)
+    for labels, scores, truth in seen:
         result = clean(SemanticMap(labels, classes, scores.astype(np.float32)), settings)
         if isinstance(truth, Instances):
             matches += Matching.of(objects(result, settings), truth, within_class=False)

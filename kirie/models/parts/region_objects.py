@@ -13,7 +13,7 @@ from kirie.errors import KirieError
 from kirie.masks import Masks
 from kirie.models.contract import SegmentationModel
 from kirie.models.parts.instance import Chosen, InstanceModel
-from kirie.results import Instances, Result
+from kirie.results import Instances, Result, SemanticMap
 
 _NOT_SO = "The objects of a semantic model are found in its map, not by its network: train and export the model itself."
 
@@ -54,13 +54,17 @@ class RegionObjects(InstanceModel):
         self, raw: Any, sizes: Sequence[tuple[int, int]], *, scores: bool = False, least: float = 0.0
     ) -> list[Instances]:
         """The objects of each picture at the sizes (H, W) asked for, at most `max_detections`, the surest first."""
-        settings = self.semantic.cleanup or CleanupSettings()
         found = []
         for labels in self.semantic.decode(raw, sizes, scores=True):
-            each = objects(clean(labels, settings), settings)
+            each = self.of_map(labels)
             order = np.argsort(-each.scores, kind="stable")[: self.max_detections]
             found.append(each[order[each.scores[order] >= least]])
         return found
+
+    def of_map(self, labels: SemanticMap) -> Instances:
+        """The objects of a map with scores that the semantic model gave, which is cleaned first."""
+        settings = self.semantic.cleanup or CleanupSettings()
+        return objects(clean(labels, settings), settings)
 
     def choose(self, raw: Any, size: Tensor) -> Chosen:
         """Raises a KirieError: there is no way that leaves out the map."""

@@ -24,6 +24,7 @@ Mask = npt.NDArray[np.bool_]
 Ids = npt.NDArray[np.int32]
 
 MOST_RADIUS = 256
+GROWTH = 64  # pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,25 +61,29 @@ class CleanupSettings:
             class; None takes the likeliest class of all, which for two classes is a threshold of 0.5.
         rules: for every foreground class.
         classes: other rules for the classes of these names.
-        neck: where a map is taken apart into objects (`objects`), two halves of a region are two objects when the neck
-            between them is narrower than this share of the narrower half; 0 takes each region for an object.
+        cut: where a map is taken apart into objects (`objects`), parts of a region are two objects when a disk of this
+            radius in pixels does not pass from one to the other; 0 cuts nothing.
+        neck: likewise, when the neck between them is narrower than this share of the narrower part; 0 leaves necks.
     """
 
     threshold: float | None = None
     rules: RegionRules = field(default_factory=RegionRules)
     classes: Mapping[str, RegionRules] = field(default_factory=dict)
+    cut: int = 0
     neck: float = 0.85
 
     def __post_init__(self) -> None:
         if self.threshold is not None and not (_number(self.threshold) and 0 < self.threshold < 1):
             raise KirieError(f"cleanup.threshold is a number between 0 and 1, got {self.threshold!r:.60}.")
+        if type(self.cut) is not int or not 0 <= self.cut <= MOST_RADIUS:
+            raise KirieError(f"cleanup.cut is a whole number from 0 to {MOST_RADIUS}, got {self.cut!r:.60}.")
         if not (_number(self.neck) and 0 <= self.neck < 1):
             raise KirieError(f"cleanup.neck is a number from 0 to below 1, got {self.neck!r:.60}.")
 
     def words(self) -> dict[str, Any]:
         """What differs from doing nothing, by name, for a person to read."""
         usual, told = CleanupSettings(), {}
-        for name in ("threshold", "neck"):
+        for name in ("threshold", "cut", "neck"):
             if getattr(self, name) != getattr(usual, name):
                 told[name] = getattr(self, name)
         for prefix, rules in (("", self.rules), *((f"{name}: ", rules) for name, rules in self.classes.items())):
@@ -215,9 +220,11 @@ def _in_holes(mask: Mask, largest: int) -> Mask:
 def objects(result: SemanticMap, settings: CleanupSettings) -> Instances:
     """The objects of a map that is clean: the regions of each foreground class, taken apart where they touch.
 
-    A region is divided by the watershed of the distances from its edge: each pixel belongs to the peak that the
-    steepest way leads to (Vincent and Soille 1991), and basins stay apart while the neck between them is narrower than
-    `settings.neck` of the narrower of both. So large objects may be as dented as small ones are.
+    A region is first divided by `settings.cut`: what stays of it after an opening by so large a disk are its parts,
+    which then grow back over the rest. These are divided by the watershed of the distances from their edge: each pixel
+    belongs to the peak that the steepest way leads to (Vincent and Soille 1991), and basins stay apart while the neck
+    between them is narrower than `settings.neck` of the narrower of both. So large objects may be as dented as small
+    ones are.
 
     Returns:
         Objects by class and from top to bottom, with the mean probability of their class as scores, or 1 where the map
@@ -231,7 +238,7 @@ def objects(result: SemanticMap, settings: CleanupSettings) -> Instances:
     labels: list[int] = []
     scores: list[npt.NDArray[Any]] = []
     for number, label in enumerate(known):
-        ids = apart(result.labels == label, settings.neck)
+        ids = apart(result.labels == label, settings.neck, settings.cut)
         masks = Masks.from_ids(ids)
         found.append(masks)
         labels += [number] * len(masks)
@@ -245,8 +252,10 @@ def objects(result: SemanticMap, settings: CleanupSettings) -> Instances:
     return Instances.from_masks(together, labels, result.classes.subset(known), np.concatenate(scores))
 
 
-def apart(mask: Mask, neck: float) -> Ids:
+def apart(mask: Mask, neck: float, cut: int = 0) -> Ids:
     """Numbers (H, W) from 1 of the objects of a mask, 0 elsewhere; see `objects`."""
+    if cut:
+        return _grown(apart(_morphed(mask, cut, cv2.MORPH_OPEN), neck), mask)
     count, regions = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     if neck == 0 or count == 1:
         return np.asarray(regions, np.int32)
@@ -261,6 +270,28 @@ def apart(mask: Mask, neck: float) -> Ids:
     joined = _joined(height, _necks(basin, depth), neck)
     numbers = np.unique(joined[1:], return_inverse=True)[1] + 1
     return np.concatenate([[0], numbers]).astype(np.int32)[basin]
+
+
+def _grown(seeds: Ids, mask: Mask) -> Ids:
+    """The seeds grown over the mask that holds them, a pixel a round; a region without any is an object of its own."""
+    count, regions = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    seedless = np.ones(count, bool)
+    seedless[regions[seeds > 0]] = seedless[0] = False
+    numbers = np.zeros(count, np.int32)
+    numbers[seedless] = int(seeds.max()) + np.arange(1, seedless.sum() + 1)
+    ids = np.where(seeds > 0, seeds, numbers[regions])
+    for _ in range(GROWTH):
+        open_still = mask & (ids == 0)
+        if not open_still.any():
+            return np.asarray(ids, np.int32)
+        ids[open_still] = cv2.dilate(ids.astype(np.float32), np.ones((3, 3), np.uint8))[open_still]
+    # Long threads are filled at once, which divides those between two objects anywhere. SciPy's flood runs from one
+    # edge of the picture into the other, so it gets a rim; what is outside is a marker, too.
+    ids[~mask] = -1
+    walls = np.pad(np.where(mask, 0, 255).astype(np.uint8), 1, constant_values=255)
+    markers = np.pad(ids, 1, constant_values=-1)
+    flat: Any = ndimage.watershed_ift(walls, markers, structure=np.ones((3, 3), bool))[1:-1, 1:-1]
+    return np.where(mask, flat, 0).astype(np.int32)
 
 
 def _basins(depth: npt.NDArray[np.float32], markers: Ids) -> Ids:

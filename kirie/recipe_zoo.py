@@ -69,6 +69,7 @@ RECIPES: dict[str, Entry] = {
     "nuclei/mask_rcnn": Entry("single nuclei, Mask R-CNN", "instance", _NUCLEI),
     "nuclei/solov2": Entry("single nuclei, SOLOv2", "instance", _NUCLEI),
     "nuclei/unet": Entry("nuclei against background, U-Net", "semantic", _NUCLEI, "", "mIoU 0.889", _OURS),
+    "nuclei/unet_objects": Entry("single nuclei, U-Net and watershed", "semantic", _NUCLEI),
     "nuclei/yolact": Entry(
         "single nuclei, YOLACT", "instance", _NUCLEI, "", "mask AP 39.2, matching accuracy 0.623", _OURS
     ),

@@ -144,6 +144,33 @@ def test_numbers_are_consecutive_and_cover_the_mask():
     assert apart(np.ones((4, 5), bool), 0.9).max() == 1 and apart(np.zeros((4, 5), bool), 0.9).max() == 0
 
 
+def test_a_bridge_that_no_disk_passes_is_cut():
+    both = disk((30, 30), 14) | disk((30, 66), 14)
+    both[28:33, 40:60] = True  # a bridge of five rows
+    speck = np.zeros_like(both)
+    speck[2:4, 2:4] = True  # too small for any disk, and still an object
+    mask = both | speck
+    assert apart(mask, 0, 2).max() == 2, "a disk of radius 2 passes"
+    ids = apart(mask, 0, 3)
+    assert np.array_equal(ids > 0, mask) and ids.max() == 3 and (ids[speck] == ids[2, 2]).all()
+    left, right = (ids[both] == ids[30, 30]).sum(), (ids[both] == ids[30, 66]).sum()
+    assert left + right == both.sum() and abs(left - right) <= 12, "each half gets its half of the bridge"
+
+
+def test_cuts_cover_the_mask_too():
+    for seed in range(5):
+        mask = blobs(seed)
+        regions = measure.label(mask, connectivity=2)
+        for cut, neck in ((1, 0), (2, 0.85), (4, 0.85)):
+            ids = apart(mask, neck, cut)
+            assert np.array_equal(ids > 0, mask) and np.array_equal(np.unique(ids), np.arange(ids.max() + 1))
+            assert len(np.unique(np.stack([ids[mask], regions[mask]]), axis=1).T) == ids.max() >= regions.max()
+    thread = disk((30, 20), 12, (60, 300))
+    thread[30, 20:290] = True  # longer than growth goes on
+    assert (apart(thread, 0, 2) == thread).all()
+    assert not apart(np.zeros((4, 5), bool), 0.9, 2).any() and apart(np.ones((4, 5), bool), 0.9, 2).all()
+
+
 def test_objects_have_classes_and_mean_probabilities():
     labels = np.zeros((20, 30), np.uint8)
     labels[2:6, 2:6], labels[10:14, 20:26], labels[15:18, 3:6] = 1, 2, 1
@@ -174,6 +201,7 @@ def test_objects_have_classes_and_mean_probabilities():
         (lambda: CleanupSettings(threshold=1.0), "threshold is a number between"),
         (lambda: CleanupSettings(threshold=float("nan")), "threshold is a number between"),
         (lambda: CleanupSettings(neck=1.0), "neck is a number"),
+        (lambda: CleanupSettings(cut=2.0), "cut is a whole number"),
         (lambda: CleanupSettings.from_dict({"treshold": 0.5}), "has the entries"),
         (lambda: CleanupSettings.from_dict([]), "has the entries"),
         (lambda: CleanupSettings.from_dict({"rules": {"small": 3}}), "rules of a clean-up have"),

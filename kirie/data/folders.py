@@ -18,6 +18,7 @@ from kirie.data.class_masks import with_classes
 from kirie.data.dataset import Sample, Task
 from kirie.data.fault import Fault, without_pixels
 from kirie.data.folder_layout import find_layout
+from kirie.data.gaps import parted
 from kirie.data.geometry import in_fours
 from kirie.data.label_faults import check_size, missing_mask, unknown_mend, unknown_text
 from kirie.data.labels import LabelFormat, find_format, read_labels, read_masks
@@ -79,6 +80,11 @@ class FolderDataset:
         self.words, self.unfound, self.left_out = layout.words, layout.unfound, layout.left_out
         self.splits = () if layout.seeded else tuple(s for s in SPLITS if s in {pair.split for pair in layout.pairs})
         as_map = self.form.has_instances and self.task == "semantic"
+        if self.settings.gap and not as_map:
+            raise KirieError(
+                f"data.gap is {self.settings.gap}, which parts objects that touch where a model learns classes of "
+                f"pixels from them; here it learns {self.task} truth from {self.form.kind} label files: leave it out."
+            )
         self.classes = self.form.classes.with_background() if as_map else self.form.classes
         self._layout = layout
         self.split, self._pairs = _chosen(self.path, split, layout)
@@ -136,7 +142,8 @@ class FolderDataset:
 
         Args:
             split: train, val or test, of the whole folder whatever this data set was opened with; None for all.
-            own_size: whether pictures keep their own size, whatever `settings.short_side` says.
+            own_size: whether pictures keep their own size and objects their pixels, whatever `settings.short_side` and
+                `settings.gap` say.
 
         Raises:
             KirieError: when there is no such split or it has no pictures.
@@ -144,7 +151,7 @@ class FolderDataset:
         other = copy.copy(self)
         other.split, other._pairs = _chosen(self.path, split, self._layout)
         if own_size:
-            other.settings = replace(self.settings, short_side=None)
+            other.settings = replace(self.settings, short_side=None, gap=0)
         return other
 
     def __len__(self) -> int:
@@ -174,6 +181,8 @@ class FolderDataset:
         size = (image.shape[0], image.shape[1])
         with_objects = self.form.has_instances or self.form.segments
         truth = self._objects(pair, size) if with_objects else self._map(pair.image, pair.mask, size)
+        if self.settings.gap and isinstance(truth, Instances):
+            truth = parted(truth, self.settings.gap)
         target = resized_size(size, self.settings.short_side)
         if target != size:
             image, truth = resize_image(image, target), resize_truth(truth, target)

@@ -56,6 +56,8 @@ class FolderSettings:
         seed: of that split.
         group: regular expression whose first group, found in the file name, keeps pictures together in one split.
         short_side: pictures are resized on reading so that their shorter side has this many pixels.
+        gap: of objects that touch, the pixels within so many of another one are background where a model learns classes
+            of pixels from them, so that its map keeps them apart; what is measured keeps them as they are.
         channels: C of the pictures: 1 grey, 3 RGB, 4 RGB and alpha, or as many as a TIFF has.
         format: a row of `DATASETS`, where the data are not to be opened by the first that recognises them.
     """
@@ -71,6 +73,7 @@ class FolderSettings:
     seed: int = 0
     group: str | None = None
     short_side: int | None = None
+    gap: int = 0
     channels: int = 3
     format: str | None = None
 
@@ -82,6 +85,8 @@ class FolderSettings:
             raise KirieError(f"val_fraction and test_fraction are {shares}; expected shares that add up to at most 1.")
         if self.short_side is not None and self.short_side < 1:
             raise KirieError(f"data.short_side is {self.short_side}; expected at least 1 pixel, or none.")
+        if not 0 <= self.gap <= 64:
+            raise KirieError(f"data.gap is {self.gap}; expected 0 to 64 pixels.")
         if not 1 <= self.channels <= 4096:
             raise KirieError(f"data.channels is {self.channels}; expected 1 to 4096.")
 

@@ -219,7 +219,7 @@ def folder_settings(model: SegmentationModel) -> FolderSettings:
         settings = TypeAdapter(FolderSettings).validate_json(text, strict=True)
     except (ValueError, TypeError, RecursionError):
         return FolderSettings()
-    return replace(settings, short_side=None)
+    return replace(settings, short_side=None, gap=0)
 
 
 def _data_section(model: SegmentationModel) -> Mapping[str, Any]:

@@ -41,6 +41,7 @@ TRIED: dict[str, tuple[int, ...]] = {
     "opening": (1, 2, 3),
     "closing": (1, 2, 3),
 }
+CUTS = (1, 2, 3, 4, 5)
 NECKS = (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 METRICS = {"iou": "semantic", "dice": "semantic", "miou": "semantic", "boundary": "semantic", "matching": "instance"}
@@ -147,9 +148,10 @@ class _Search:
     def rules(self) -> None:
         """All others, in the order in which they are applied."""
         if self.parts_objects:
-            start = self.settings
-            for value in tracked(NECKS, "necks"):
-                self._try(replace(start, neck=value))
+            for name, values in (("cut", CUTS), ("neck", NECKS)):
+                start = self.settings
+                for value in tracked(values, f"{name}s"):
+                    self._try(replace(start, **{name: value}))
         for name, values in TRIED.items():
             start = self.settings
             for value in tracked(values, name.replace("_", " ")):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kirie.prediction.predictor import Predictor
     from kirie.results import Instances, PanopticMap, SemanticMap, to_instances, to_panoptic, to_semantic
     from kirie.training.fit import train
+    from kirie.training.planned import plan
     from kirie.weights.load import import_checkpoint
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ _HOMES = {
     "load": "kirie.models.file",
     "merge": "kirie.merging",
     "open_dataset": "kirie.data",
+    "plan": "kirie.training.planned",
     "predict": "kirie.prediction.predict",
     "save": "kirie.models.file",
     "to_instances": "kirie.results",
@@ -90,6 +92,7 @@ __all__ = [
     "load",
     "merge",
     "open_dataset",
+    "plan",
     "predict",
     "save",
     "to_instances",

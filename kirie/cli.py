@@ -6,11 +6,11 @@ import io
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from kirie.cli_data import convert, inspect
+from kirie.cli_data import DataTask, convert, inspect
 from kirie.cli_demo import demo
 from kirie.cli_results import Device, evaluate, predict, see_own_modules, tune
 from kirie.cli_weights import import_, load, models
@@ -70,6 +70,39 @@ app.command()(convert)
 
 
 @app.command()
+def plan(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A data set's folder or file, or package.module:function.")
+    ],
+    minutes: Annotated[float, typer.Option(help="How long the training may take.")] = 30.0,
+    task: DataTask = None,
+    model: Annotated[str | None, typer.Option(help="Architecture (default: one that needs no weights).")] = None,
+    changes: Changes = None,
+    out: Annotated[Path | None, typer.Option(help="A new .yaml file for it (default: it is printed).")] = None,
+    device: Device = "auto",
+) -> None:
+    """Plan a training.
+
+    Looks at the data and the machine, times some steps, and writes a recipe that fits both and the time, with the
+    reason for each entry beside it.
+    """
+    from kirie.files import write_text
+    from kirie.training.planned import plan as planned
+
+    see_own_modules()
+    if out is not None and out.suffix.lower() not in (".yaml", ".yml"):
+        raise KirieError(f"A recipe is a .yaml file, got {out}.")
+    if out is not None and out.exists():
+        raise KirieError(f"{out} is there already: choose another place by --out, or take it away.")
+    found = planned(data, minutes=minutes, task=task, model=model, changes=changes or [], device=device).text()
+    if out is None:
+        print(found, end="")
+        return
+    write_text(out, found)
+    print(f"recipe: {out}\ntrain by it: kirie train {shlex.quote(str(out))}")
+
+
+@app.command()
 def train(
     data: Annotated[
         Path,
@@ -79,6 +112,10 @@ def train(
         ),
     ],
     model: Annotated[str | None, typer.Option(help="Architecture, in place of the recipe's.")] = None,
+    minutes: Annotated[float, typer.Option(help="For a data set: how long the training may take.")] = 30.0,
+    folds: Annotated[
+        int | None, typer.Option(help="Train so many models, each measured on another part of the pictures.")
+    ] = None,
     changes: Changes = None,
     out: Annotated[Path | None, typer.Option(help="The run's folder (default: in runs, by the data's name).")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in the folder stopped.")] = False,
@@ -86,22 +123,39 @@ def train(
 ) -> None:
     """Train a model.
 
-    By a recipe, or by the defaults on the folder of a data set.
+    By a recipe, or on a data set by a recipe that is planned for it first (see `kirie plan`) and told.
     """
     from kirie.training.fit import train as fit
+    from kirie.training.folds import train_folds
 
     see_own_modules()
-    run = fit(data, model=model, changes=changes or [], out=out, resume=resume, device=device)
+    given: dict[str, Any] = {
+        "minutes": minutes, "model": model, "changes": changes or [], "out": out, "resume": resume, "device": device
+    }  # fmt: skip
+    options = {"--model": model, "--minutes": None if minutes == 30 else f"{minutes:g}", "--folds": folds}
+    options["--device"] = None if device == "auto" else device
+    words = ["kirie", "train", str(data), *(word for change in changes or [] for word in ("--set", change))]
+    words += [word for option, value in options.items() if value is not None for word in (option, str(value))]
+    if folds is not None:
+        all_folds = train_folds(data, folds, **given)
+        if not all_folds.finished:
+            _tell_stopped(words, all_folds.folder)
+        for name, (mean, deviation) in all_folds.spread().items():
+            print(f"{name:<24} {mean:.4f} +- {deviation:.4f}")
+        print(f"models, an ensemble together: {all_folds.folder}\nnumbers: {all_folds.folder / 'folds.csv'}")
+        return
+    run = fit(data, **given)
     if not run.finished:
-        words = ["kirie", "train", str(data), *(word for change in changes or [] for word in ("--set", change))]
-        words += ["--model", model] if model else []
-        words += ["--device", device] if device != "auto" else []
-        again = shlex.join([*words, "--out", str(run.folder), "--resume"])
-        print(f"Stopped; everything is saved. Go on with: {again}")
-        raise typer.Exit(130)
+        _tell_stopped(words, run.folder)
     no_score = "no score could be measured: there is nothing to find in the pictures that it is measured on"
     print(no_score if run.best is None else f"best score {run.best:.4f}")
     print(f"model: {run.model or 'none was kept'}\nhistory: {run.folder / 'history.png'}")
+
+
+def _tell_stopped(words: list[str], folder: Path) -> NoReturn:
+    """Says how a training that was stopped goes on."""
+    print(f"Stopped; everything is saved. Go on with: {shlex.join([*words, '--out', str(folder), '--resume'])}")
+    raise typer.Exit(130)
 
 
 app.command()(evaluate)

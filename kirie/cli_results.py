@@ -79,14 +79,23 @@ def evaluate(
 
     Prints a table, and writes a report with the best and the worst pictures.
     """
-    from kirie.models.file import model_path
+    from kirie.models.file import model_paths
 
-    path = model_path(model)
+    path, *folds = model_paths(model)
     loaded = load_model(path, architecture, task=task, no_cleanup=no_cleanup)
-    more = [load_model(other, task=task) for other in others or ()]
+    more = [load_model(other, architecture, task=task, no_cleanup=no_cleanup) for other in folds]
+    more += [load_model(other, task=task) for other in others or ()]
     limits = {"threshold": threshold, "max_detections": max_detections, "tta": tta, "others": more}
     show_evaluation(
-        loaded, str(model), data, split, out or path.parent, device, as_json=as_json, changes=changes, limits=limits
+        loaded,
+        str(model),
+        data,
+        split,
+        out or (model if folds else path.parent),
+        device,
+        as_json=as_json,
+        changes=changes,
+        limits=limits,
     )
 
 
@@ -210,6 +219,8 @@ def predict(
     A bad file is reported and the others go on; the exit code is 1 then. With --semantic A --instance B two models make
     panoptic maps together.
     """
+    from kirie.models.file import model_paths
+
     names = None if classes is None else _words(classes)
     limits = {"overlap": overlap, "stuff_area": stuff_area}
     choice: dict[str, Any] = {"threshold": threshold, "classes": names, "max_detections": max_detections}
@@ -217,8 +228,10 @@ def predict(
         model, *images = inputs
         if not images:
             raise KirieError(f"Give the pictures behind the model {model}: kirie predict MODEL IMAGES... --out FOLDER.")
-        chosen = partial(load_model, Path(model), architecture, task=task, no_cleanup=no_cleanup)
-        averaged = [partial(load_model, other, task=task) for other in others or ()]
+        chosen, *averaged = (
+            partial(load_model, path, architecture, task=task, no_cleanup=no_cleanup) for path in model_paths(model)
+        )
+        averaged += [partial(load_model, other, task=task) for other in others or ()]
         predictor = one_model(chosen, device, choice=choice, merging=limits, tta=tta, others=averaged)
     else:
         images = inputs

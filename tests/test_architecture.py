@@ -27,7 +27,7 @@ LEVELS = {
     **dict.fromkeys(("data", "models", "metrics", "drawing", "demo", "demo_pictures"), 2),
     "weights": 3,  # beside the four above, but it may import models
     **dict.fromkeys(("prediction", "conversion"), 4),
-    **dict.fromkeys(("recipe", "recipe_sections", "recipe_zoo", "plan"), 4),
+    **dict.fromkeys(("recipe", "recipe_sections", "recipe_zoo", "planning"), 4),
     "training": 5,
     **dict.fromkeys(("serve", "export", "distributed"), 6),
     **dict.fromkeys(("cli", "cli_data", "cli_demo", "cli_results", "cli_weights"), 7),
@@ -37,12 +37,14 @@ NEVER_EACH_OTHER = (
     {"data", "models", "metrics", "drawing", "weights"},
     {"prediction", "recipe"},
     {"prediction", "recipe_sections"},
-    {"prediction", "plan"},
+    {"prediction", "planning"},
 )
 ALLOWED_BESIDE = {("weights", "models")}
-KNOW_RECIPES = {"kirie.recipe", "kirie.recipe_sections", "kirie.plan", "kirie.training.fit"} | {
-    f"kirie.{name}" for name in ("cli", "cli_data", "cli_demo")
-}
+KNOW_RECIPES = (
+    {"kirie.recipe", "kirie.recipe_sections", "kirie.planning.plan"}
+    | {f"kirie.training.{name}" for name in ("fit", "folds", "parts", "planned", "timing")}
+    | {f"kirie.{name}" for name in ("cli", "cli_data", "cli_demo")}
+)
 HEAVY = {"torch", "torchvision", "cv2", "timm", "matplotlib", "scipy"}
 MAX_LINES = 450
 FORBIDDEN_NAMES = {"core", "utils", "util", "common", "helpers", "misc"}

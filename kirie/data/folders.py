@@ -22,7 +22,7 @@ from kirie.data.gaps import parted
 from kirie.data.geometry import in_fours
 from kirie.data.label_faults import check_size, missing_mask, unknown_mend, unknown_text
 from kirie.data.labels import LabelFormat, find_format, read_labels, read_masks
-from kirie.data.layouts import FolderSettings, Layout, Pair
+from kirie.data.layouts import FolderSettings, Layout, Pair, folded
 from kirie.data.objects import Objects
 from kirie.data.pair_table import PairTable
 from kirie.data.panoptic_maps import recounted
@@ -75,6 +75,7 @@ class FolderDataset:
         self.settings = settings or FolderSettings()
         layout = self.find_layout(self.path, self.settings, task)
         self.form: LabelFormat = self.find_format(self.path, layout, self.settings, task)
+        layout = folded(layout, self.settings)
         layout = replace(layout, pairs=PairTable(layout.pairs))
         self.task = fitting_task(self.path, self.form, task)
         self.words, self.unfound, self.left_out = layout.words, layout.unfound, layout.left_out

@@ -21,6 +21,7 @@ from kirie.data.inspection import ClassFacts, Inspection, Spread
 from kirie.data.label_faults import check_size, missing_mask, unknown_mend, unknown_text
 from kirie.data.labels import LabelFormat, read_labels
 from kirie.data.layouts import FolderSettings, Layout, Pair
+from kirie.data.lookalikes import Lookalikes
 from kirie.data.objects import Objects
 from kirie.data.splits import SPLITS, expect_split
 from kirie.errors import KirieError, counted
@@ -111,6 +112,7 @@ class _Tally:
         self.objects: list[int] = []
         self.areas: list[npt.NDArray[np.int64]] = []
         self.unknown: Counter[str] = Counter()
+        self.lookalikes = Lookalikes()
 
     def add(self, severity: Literal["fault", "note"], kind: str, what: str, *files: str, mend: str = "") -> None:
         self.faults.append(Fault(severity, kind, what, files, mend))
@@ -124,7 +126,7 @@ class _Tally:
 
     def read(self, pair: Pair) -> None:
         """Counts a picture and its label file."""
-        size = self._read_image(pair.image)
+        size = self._read_image(pair)
         if not pair.mask:
             mend = "Add a label file with its stem, or take the picture out."
             self.add("fault", "picture without label file", str(missing_mask(pair.image)), pair.image, mend=mend)
@@ -147,7 +149,8 @@ class _Tally:
                 mend = "Save the label file at the size of the picture as it is shown."
                 self.add("fault", "sizes differ", str(error), pair.image, pair.mask, mend=mend)
 
-    def _read_image(self, path: str) -> tuple[int, int] | None:
+    def _read_image(self, pair: Pair) -> tuple[int, int] | None:
+        path = pair.image
         try:
             facts = image_facts(path)
             image = read_image(path, self.channels)
@@ -156,6 +159,7 @@ class _Tally:
             self.add("fault", "picture cannot be used", str(error), path, mend=mend)
             return None
         self.sizes.append((image.shape[0], image.shape[1]))
+        self.lookalikes.add(path, pair.split, image)
         channels = "a palette" if facts.palette else f"{facts.channels} channel{'s' * (facts.channels > 1)}"
         self.kinds[f"{facts.bits} bits, {channels}, {facts.format}"] += 1
         return image.shape[0], image.shape[1]
@@ -259,7 +263,8 @@ class _Tally:
             self.add("note", "object in several parts", what, pair.mask, mend=mend)
 
     def conclude(self) -> None:
-        """Adds what only all label files together show."""
+        """Adds what only all files together show."""
+        self.faults += self.lookalikes.faults()
         if self.form is not None and self.total:
             self.faults += check_whole(self.form, self.pixels, self.void, self.unknown)
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
+import numpy as np
+
 from kirie.data.fault import Fault
 from kirie.data.splits import (
     SPLITS,
@@ -54,6 +56,8 @@ class FolderSettings:
         val_fraction: share of the pictures for `val` where neither folders nor list files say it.
         test_fraction: share for `test`, likewise.
         seed: of that split.
+        fold: (i, k), for k-fold cross-validation: of all pictures of `train` and `val`, drawn by the seed into k parts
+            of one size, the i-th is `val`, from 1 to k, and the others are `train`.
         group: regular expression whose first group, found in the file name, keeps pictures together in one split.
         short_side: pictures are resized on reading so that their shorter side has this many pixels.
         gap: of objects that touch, the pixels within so many of another one are background where a model learns classes
@@ -71,6 +75,7 @@ class FolderSettings:
     val_fraction: float = 0.2
     test_fraction: float = 0.0
     seed: int = 0
+    fold: tuple[int, int] | None = None
     group: str | None = None
     short_side: int | None = None
     gap: int = 0
@@ -85,6 +90,10 @@ class FolderSettings:
             raise KirieError(f"val_fraction and test_fraction are {shares}; expected shares that add up to at most 1.")
         if self.short_side is not None and self.short_side < 1:
             raise KirieError(f"data.short_side is {self.short_side}; expected at least 1 pixel, or none.")
+        if (self.fold is not None and not 1 <= self.fold[0] <= self.fold[1]) or self.fold == (1, 1):
+            raise KirieError(
+                f"data.fold is {list(self.fold or ())}; expected [i, k], the i-th of k parts, from [1, 2] to [k, k]."
+            )
         if not 0 <= self.gap <= 64:
             raise KirieError(f"data.gap is {self.gap}; expected 0 to 64 pixels.")
         if not 1 <= self.channels <= 4096:
@@ -204,6 +213,31 @@ def with_splits(root: Path, layout: Layout, settings: FolderSettings) -> Layout:
     done = tuple(pair._replace(split=split) for pair, split in zip(layout.pairs, drawn, strict=True))
     words = f"{layout.words}; split by seed {settings.seed}"
     return replace(layout, words=words, pairs=done, seeded=True, gaps=_undrawn(set(keys), settings))
+
+
+def folded(layout: Layout, settings: FolderSettings) -> Layout:
+    """The same pictures, those of train and val divided anew by `settings.fold`; without a fold as they are.
+
+    Raises:
+        KirieError: when there are fewer pictures (or groups) than parts.
+    """
+    if settings.fold is None:
+        return layout
+    number, of = settings.fold
+    pattern = group_pattern(settings.group)
+    keys = [group_of(stem(pair.name.rsplit("/", 1)[-1], IMAGE_SUFFIXES), pattern) for pair in layout.pairs]
+    known = sorted({key for key, pair in zip(keys, layout.pairs, strict=True) if pair.split in ("train", "val")})
+    if len(known) < of:
+        what = counted(len(known), "group" if settings.group else "picture")
+        raise KirieError(f"data.fold divides into {of} parts, but train and val have {what}: take fewer parts.")
+    drawn = np.random.default_rng(settings.seed).permutation(len(known))
+    part = {key: int(place) % of for key, place in zip(known, drawn, strict=True)}
+    pairs = tuple(
+        pair._replace(split="val" if part[key] == number - 1 else "train") if pair.split in ("train", "val") else pair
+        for key, pair in zip(keys, layout.pairs, strict=True)
+    )
+    gaps = tuple(gap for gap in layout.gaps if gap.split == "test")
+    return replace(layout, words=f"{layout.words}; fold {number} of {of}", pairs=pairs, gaps=gaps)
 
 
 def _listed(layout: Layout, files: dict[Path, str], lists: dict[str, str]) -> Layout:

@@ -148,10 +148,12 @@ class _Search:
     def rules(self) -> None:
         """All others, in the order in which they are applied."""
         if self.parts_objects:
-            for name, values in (("cut", CUTS), ("neck", NECKS)):
-                start = self.settings
-                for value in tracked(values, f"{name}s"):
-                    self._try(replace(start, **{name: value}))
+            start = self.settings
+            for cut in tracked(CUTS, "cuts"):
+                self._try(replace(start, cut=cut))
+            start = self.settings
+            for neck in tracked(NECKS, "necks"):
+                self._try(replace(start, neck=neck))
         for name, values in TRIED.items():
             start = self.settings
             for value in tracked(values, name.replace("_", " ")):

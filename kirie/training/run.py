@@ -20,9 +20,11 @@ from kirie.prediction.sheet import result_sheet
 
 MODEL = "model.safetensors"
 RECIPE = "recipe.yaml"
+PLAN = "plan.yaml"
 # All that its folder may hold once it was also measured and tuned.
 WRITTEN = {
-    RECIPE, MODEL, "last", "history.csv", "history.png", "events", "samples", "report.html", "report.json", "tune.png",
+    RECIPE, MODEL, PLAN, "last", "history.csv", "history.png", "events", "samples", "report.html", "report.json",
+    "tune.png",
 }  # fmt: skip
 SAMPLES = 8
 DRAW_EVERY = 30.0  # seconds between drawings of the history, which take longer than a short epoch

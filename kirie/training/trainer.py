@@ -138,6 +138,21 @@ class Trainer:
                     break
         return self.finished
 
+    def timed_steps(self, count: int) -> list[float]:
+        """The seconds of the first so many steps, waiting for their batches included; what they taught stays."""
+        self.module.train()
+        seconds: list[float] = []
+        before = time.perf_counter()
+        for batch in self.loader.epoch(0):
+            self._step(batch, True, 1)
+            now = time.perf_counter()
+            seconds.append(now - before)
+            before = now
+            if len(seconds) == count:
+                break
+        self.loader.close()
+        return seconds
+
     def after_step(self, batch: Batch, losses: Mapping[str, float]) -> None:
         """Does nothing; a class of one's own may, after each batch, of which it gets the losses by name."""
 

@@ -27,7 +27,8 @@ from kirie.models.parts.semantic import SemanticModel
 from kirie.prediction.evaluate import evaluate
 from kirie.recipe import parse_recipe, read_recipe, write_recipe
 from kirie.training import checkpoint, trainer
-from kirie.training.fit import balanced_weights, fit, train
+from kirie.training.fit import fit, train
+from kirie.training.parts import balanced_weights
 
 
 def history(folder: Path):
@@ -289,7 +290,9 @@ def test_train_takes_folders_files_and_recipes(blobs, recipe_for, tmp_path, monk
     )
 
 
-@pytest.mark.parametrize(("more", "width"), [([], 16), (["model.arguments.depth=2"], 64)])
+@pytest.mark.parametrize(
+    ("more", "width"), [([], 16), (["model.arguments.depth=2"], 16), (["model.arguments.width=8"], 8)]
+)
 def test_a_folder_trains_a_unet_for_a_cpu_unless_told_otherwise(blobs, tmp_path, more, width):
     few = ["train.epochs=1", "train.patch=[32, 32]", "train.workers=0", "train.samples_every=0"]
     run = train(blobs, changes=[*few, *more], out=tmp_path / "run", device="cpu")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from kirie.terminal import json_text
 
 if TYPE_CHECKING:
     from kirie.data.layouts import FolderSettings
+    from kirie.prediction.suspects import Suspects
 
 Data = Annotated[
     Path,
@@ -36,6 +38,9 @@ def inspect(
         Path | None, typer.Option(help="Where to write the contact sheet (default: DATA_sheet.png).")
     ] = None,
     no_sheet: Annotated[bool, typer.Option("--no-sheet", help="Draw no contact sheet.")] = False,
+    model: Annotated[
+        Path | None, typer.Option(help="A trained run: names the labels that its model contradicts most, too.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     changes: FolderChanges = None,
 ) -> None:
@@ -43,15 +48,22 @@ def inspect(
 
     Tells format, classes, sizes, balance, and every fault of the labels with how to mend it. Ends with exit code 1
     when there are faults. Options of the folders are set as in a recipe's data section, such as --set suffix=_mask or
-    --set kind=binary.
+    --set kind=binary. With --model, labels that a trained model contradicts are named and drawn (DATA_suspects.png).
     """
     name = data.stem if data.is_file() else data.resolve().name
     place = None if no_sheet else sheet or Path(f"{name}_sheet.png")
-    raise typer.Exit(show_inspection(data, task, place, as_json=as_json, settings=typed_settings(data, changes)))
+    settings = typed_settings(data, changes)
+    raise typer.Exit(show_inspection(data, task, place, as_json=as_json, settings=settings, model=model))
 
 
 def show_inspection(
-    data: Path, task: str | None, sheet: Path | None, *, as_json: bool, settings: FolderSettings | None = None
+    data: Path,
+    task: str | None,
+    sheet: Path | None,
+    *,
+    as_json: bool,
+    settings: FolderSettings | None = None,
+    model: Path | None = None,
 ) -> int:
     """Prints what is in a data set and draws its contact sheet; 1 when there are faults, else 0."""
     from kirie.data import open_dataset
@@ -64,7 +76,16 @@ def show_inspection(
     inspection = inspect_dataset(data, task=task, settings=settings)
     if not inspection.images and inspection.faults:
         raise KirieError(inspection.faults[0].what)
-    print(json_text(inspection.to_dict()) if as_json else "\n".join(inspection.lines()))
+    found = inspection.to_dict()
+    suspects = None if model is None else _suspects(model, data, settings)
+    if suspects is not None:
+        found["suspects"] = [asdict(each) for each in suspects.found]
+    print(json_text(found) if as_json else "\n".join([*inspection.lines(), *(suspects.lines() if suspects else [])]))
+    if suspects is not None and suspects.sheet is not None and sheet is not None:
+        place = sheet.with_name(f"{data.stem if data.is_file() else data.resolve().name}_suspects.png")
+        write_picture(place, suspects.sheet)
+        if not as_json:
+            print(f"the first of them, with label and difference: {place}")
     try:
         samples = [] if sheet is None else sheet_samples(open_dataset(data, task=task, settings=settings))
     except KirieError:
@@ -76,6 +97,12 @@ def show_inspection(
         if not as_json:
             print(f"contact sheet: {sheet}")
     return 0 if inspection.ok else 1
+
+
+def _suspects(model: Path, data: Path, settings: FolderSettings | None) -> Suspects:
+    from kirie.prediction.suspects import find_suspects
+
+    return find_suspects(model, data, settings=settings)
 
 
 def convert(
@@ -120,8 +147,6 @@ def convert(
     instances with run lengths. coco_panoptic: segments of things and stuff. yolo: polygons and data.yaml. voc: class
     and object masks with lists. cityscapes and ade20k: for classes of theirs.
     """
-    from dataclasses import asdict
-
     from kirie.conversion.convert import convert as write
 
     done = write(
@@ -151,8 +176,6 @@ def typed_settings(
     """How to read the folders of `data`: these settings, with the changes typed."""
     if not changes:
         return settings
-    from dataclasses import asdict
-
     from kirie.recipe import parse_recipe
 
     section = {} if settings is None else asdict(settings)

@@ -109,11 +109,11 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="The data set, in any format that kirie reads.")],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The folder to make; a new or an empty one.")],
     to: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--to", metavar="FORMAT", help="masks, ids, coco, coco_panoptic, yolo, voc, cityscapes or ade20k."
         ),
-    ],
+    ] = None,
     task: Annotated[
         str | None,
         typer.Option(
@@ -134,14 +134,21 @@ def convert(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be converted, in place of stopping.")
     ] = False,
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Mend what can be mended without asking; DST/fixes.csv lists it all.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     changes: FolderChanges = None,
 ) -> None:
-    """Write a data set in another format.
+    """Write a data set in another format, or a mended copy of it.
 
     Pictures are copied byte for byte, splits stay as they are. What the new format cannot hold is told, a line each.
     DST appears when all of it is written; nothing is ever written over. Ends with exit code 1 where pictures were left
     out by --skip-bad.
+
+    --fix makes ids that are no class void, takes out objects of a few stray pixels and those stated twice, and leaves
+    out what cannot be read and, of pictures that two splits have, the one to learn from. SRC stays as it is. Without
+    --to the copy has a format that holds the same.
 
     masks: index masks in folders. ids: object ids in folders, with masks beside them for several classes. coco:
     instances with run lengths. coco_panoptic: segments of things and stuff. yolo: polygons and data.yaml. voc: class
@@ -159,6 +166,7 @@ def convert(
         polygons=polygons,
         link=link,
         skip_bad=skip_bad,
+        fix=fix,
     )
     if as_json:
         print(json_text({**asdict(done), "path": str(destination), "pictures": done.pictures}))
@@ -167,7 +175,9 @@ def convert(
         what = counted(done.pictures, "picture") + (f" ({splits})" if splits else "")
         what += f", {counted(done.objects, 'object')}" if done.objects else ""
         print(f"{what} as {done.title}: {destination}" + (f", {len(done.skipped)} left out" if done.skipped else ""))
-    raise typer.Exit(1 if done.skipped else 0)
+        if fix:
+            print(f"{counted(len(done.fixes), 'fix', 'fixes')}: {destination / 'fixes.csv'}")
+    raise typer.Exit(1 if done.skipped and not fix else 0)
 
 
 def typed_settings(

@@ -29,13 +29,13 @@ from kirie.training.timing import pace_of
 MACHINE = Machine("cpu", "", 2, 24 * 2**30, 0)
 CELLS = DataFacts(
     pictures=300, measured=60, height=256, width=320, smallest=256, largest=696, grey=False,
-    names=("background", "cell"), shares=(0.83, 0.17), foreground=0.17, empty_patches=0.0, upright=0.001, brighter=0.77,
+    names=("background", "cell"), shares=(0.83, 0.17), foreground=0.17, empty_patches=0.0, upright=0.001,
     brightness=(5.0, 185.0), objects=(38, 198), diameters=(6.4, 18.0, 33.0), touching=0.29, rare_pictures=(64, 64),
     read=64,
 )  # fmt: skip
 STREET = replace(
     CELLS, height=360, width=480, names=("sky", "road", "car", "pole"), shares=(0.4, 0.5, 0.09, 0.01), foreground=1.0,
-    upright=0.86, brighter=float("nan"), objects=None, diameters=None, touching=None, rare_pictures=None,
+    upright=0.86, objects=None, diameters=None, touching=None, rare_pictures=None,
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def test_facts_of_objects():
     assert (facts.pictures, facts.measured, facts.height, facts.width) == (2, 1, 40, 60)
     assert facts.names == ("background", "cell") and facts.shares[1] == facts.foreground == 228 / 2400
     assert facts.objects == (3, 3) and facts.touching == pytest.approx(2 / 3)
-    assert facts.diameters[1] == 8 and facts.grey and facts.brighter == 0.5 and facts.empty_patches == 0
+    assert facts.diameters[1] == 8 and facts.grey and facts.empty_patches == 0
     means = sorted(image.mean() for image in (image, 255 - image))
     assert means[0] < facts.brightness[0] < facts.brightness[1] < means[1]
 
@@ -78,7 +78,7 @@ def test_facts_of_pictures_with_an_up_and_a_down():
         for number in range(3)
     ]
     facts = data_facts(SampleList({"train": samples, "val": samples}, "train"), 3)
-    assert facts.upright == 1 and not facts.grey and np.isnan(facts.brighter) and facts.objects is None
+    assert facts.upright == 1 and not facts.grey and facts.objects is None
     assert facts.foreground == 1 and facts.rarest[1] == 0.5
     same = [
         replace(s, truth=SemanticMap(rng.permuted(labels.ravel()).reshape(64, 64), s.truth.classes)) for s in samples
@@ -116,9 +116,11 @@ def test_this_machine():
     [
         (case(), "augment.change.flip_vertical", 0.5),
         (case(STREET), "augment.change.flip_vertical", None),
-        (case(), "augment.change.invert", 0.3),
-        (case(replace(CELLS, brighter=1.0)), "augment.change.invert", None),
-        (case(replace(CELLS, grey=True)), "augment.change.hue", None),
+        (case(), "augment.change.hue", None),
+        (case(), "augment.change.scale", None),
+        (case(task="instance"), "augment.change.hue", 0.3),
+        (case(task="instance"), "augment.change.scale", 0.25),
+        (case(replace(CELLS, grey=True), "instance"), "augment.change.hue", None),
         (case(), "train.loss", "ce+dice"),
         (case(replace(CELLS, foreground=0.02)), "train.loss", "dice+ce"),
         (case(replace(CELLS, empty_patches=0.3)), "sampling.positive_ratio", 0.33),

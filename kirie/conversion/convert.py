@@ -11,12 +11,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from kirie.conversion import WRITERS, writer_class
+from kirie.conversion.mending import Fix, leaks, mended, write_fixes
 from kirie.conversion.writer import Entry, Writer
 from kirie.data import open_dataset
 from kirie.data.dataset import Dataset
+from kirie.data.folders import FolderDataset
 from kirie.data.layouts import FolderSettings
 from kirie.data.splits import SPLITS
 from kirie.errors import KirieError, counted
@@ -38,6 +40,7 @@ class Conversion:
         objects: how many it holds; 0 for maps of classes.
         skipped: why pictures were left out, a sentence for each of them.
         notes: what the new format could not hold, and what else a person should know, a sentence each.
+        fixes: what was mended, each also a row of `fixes.csv`.
     """
 
     path: Path
@@ -47,6 +50,7 @@ class Conversion:
     objects: int
     skipped: tuple[str, ...]
     notes: tuple[str, ...]
+    fixes: tuple[Fix, ...] = ()
 
     @property
     def pictures(self) -> int:
@@ -66,7 +70,7 @@ class _Picture(NamedTuple):
 def convert(
     source: str | Path,
     destination: str | Path,
-    to: str,
+    to: str | None = None,
     *,
     task: str | None = None,
     settings: FolderSettings | None = None,
@@ -74,6 +78,7 @@ def convert(
     polygons: bool = False,
     link: bool = False,
     skip_bad: bool = False,
+    fix: bool = False,
 ) -> Conversion:
     """Writes a data set in another format. Pictures are copied byte for byte.
 
@@ -84,7 +89,7 @@ def convert(
         source: the data set, in any format that kirie reads.
         destination: the folder to make; it may exist when it is empty.
         to: the format, a row of `conversion.WRITERS`: masks, ids, coco, coco_panoptic, yolo, voc, cityscapes or
-            ade20k.
+            ade20k. With `fix` it may be left out, for one that holds what the source does.
         task: how to read the source: semantic, instance or panoptic; None for what its files serve, and for objects or
             segments where the new format holds nothing else. Of panoptic truth such a format gets the things.
         settings: how to read the source's folders; `short_side` is not heeded.
@@ -93,6 +98,8 @@ def convert(
         polygons: whether `coco` gets polygons in place of run lengths; they stand for the very same masks.
         link: whether to make symbolic links to the source's pictures in place of copies.
         skip_bad: whether to leave pictures out that cannot be converted, and tell; otherwise the first one is an error.
+        fix: whether to mend what can be mended without asking (see `mending.mended` and `mending.leaks`), to leave out
+            pictures that cannot be used or that another split has too, and to list it all in `fixes.csv`.
 
     Returns:
         what was written.
@@ -101,6 +108,8 @@ def convert(
         KirieError: when the format is unknown or cannot hold these classes or this task, the destination is not free,
             a picture is bad, or the system refuses to write. Nothing is written then.
     """
+    if to is None:
+        to = _same_format(source, task, settings, fix=fix)
     form = writer_class(to)
     if polygons and to != "coco":
         raise KirieError(f"Polygons are a choice for coco; {to} has one way to write a mask.")
@@ -110,18 +119,29 @@ def convert(
     notes = [*told_first, *notes]
     splits = tuple(split for split in parts if split)
     pictures = list(_pictures(parts, one_folder=form.one_folder))
+    fixes: list[Fix] = []
+    if fix:
+        out = leaks([(each.dataset, each.number, each.split) for each in pictures])
+        gone = {leak.place for leak in out}
+        fixes += [leak.fix for leak in out]
+        pictures = [each for place, each in enumerate(pictures) if place not in gone]
     with _appearing(target) as root:
         options = {"polygons": True} if polygons else {}
         writer = form(root, dataset.classes, dataset.task, splits, **options)
-        skipped, turned = _write(writer, pictures, link=link, skip_bad=skip_bad)
+        skipped, turned = _write(writer, pictures, fixes if fix else None, link=link, skip_bad=skip_bad or fix)
         writer.finish()
+        if fix:
+            fixes += [Fix(each.dataset.name(each.number), each.split, "left out: cannot be used", why)
+                      for each, why in skipped]  # fmt: skip
+            write_fixes(root, fixes)
     if turned:
         words = "with an EXIF rotation: the truth is for the picture turned upright, as kirie reads it"
         notes.append(f"{counted(turned, 'picture')} {words}.")
-    counts = Counter(picture.split for picture in pictures) - Counter(split for split, _ in skipped)
+    counts = Counter(picture.split for picture in pictures) - Counter(each.split for each, _ in skipped)
     done = {split: counts[split] for split in parts}
     told = tuple(why for _, why in skipped)
-    conversion = Conversion(target, to, form.title, done, writer.objects, told, (*notes, *writer.notes()))
+    notes += writer.notes()
+    conversion = Conversion(target, to, form.title, done, writer.objects, told, tuple(notes), tuple(fixes))
     for note in conversion.notes:
         say(note)
     return conversion
@@ -142,6 +162,21 @@ def _free(source: Path, destination: Path) -> Path:
     if target.exists() and any(target.iterdir()):
         raise KirieError(f"{destination} is not empty; choose a new or an empty folder. Nothing is ever written over.")
     return target
+
+
+def _same_format(source: str | Path, task: str | None, settings: FolderSettings | None, *, fix: bool) -> str:
+    """The format for a mended copy: one that holds what the source does.
+
+    Raises:
+        KirieError: when nothing is to be mended, so that a format must be named.
+    """
+    if not fix:
+        raise KirieError(f"Name the format to convert {source} to: one of {', '.join(WRITERS)}.")
+    dataset: Any = open_dataset(source, task=task, settings=settings)
+    if dataset.task == "semantic":
+        return "masks"
+    kind = dataset.form.kind if isinstance(dataset, FolderDataset) else ""
+    return "ids" if kind in ("ids", "instance_folders") else "coco_panoptic" if dataset.task == "panoptic" else "coco"
 
 
 def _opened(
@@ -253,21 +288,25 @@ def _plain(stem: str) -> str:
 
 
 def _write(
-    writer: Writer, pictures: Sequence[_Picture], *, link: bool, skip_bad: bool
-) -> tuple[list[tuple[str, str]], int]:
-    """Writes the pictures in turn; the split and the fault of those left out, and how many carry an EXIF rotation."""
-    skipped: list[tuple[str, str]] = []
+    writer: Writer, pictures: Sequence[_Picture], fixes: list[Fix] | None, *, link: bool, skip_bad: bool
+) -> tuple[list[tuple[_Picture, str]], int]:
+    """Writes the pictures in turn, mended where there is a list of fixes to add to.
+
+    Returns:
+        those left out, with their fault; and how many carry an EXIF rotation.
+    """
+    skipped: list[tuple[_Picture, str]] = []
     turned = 0
     with bar("converting", len(pictures)) as line:
         for picture in pictures:
             try:
-                turned += _write_one(writer, picture, link=link)
+                turned += _write_one(writer, picture, fixes, link=link)
             except KirieError as error:
                 if not skip_bad:
                     raise KirieError(
                         f"{error} Nothing was written; mend it, or leave such pictures out: --skip-bad."
                     ) from error
-                skipped.append((picture.split, str(error)))
+                skipped.append((picture, str(error)))
                 if len(skipped) <= SHOWN:
                     line.say(f"Left out: {error}")
             line.advance()
@@ -276,10 +315,14 @@ def _write(
     return skipped, turned
 
 
-def _write_one(writer: Writer, picture: _Picture, *, link: bool) -> bool:
+def _write_one(writer: Writer, picture: _Picture, fixes: list[Fix] | None, *, link: bool) -> bool:
     """Writes one picture with its truth; whether it carries an EXIF rotation."""
     file = picture.dataset.file_facts(picture.number)["image"]
-    sample = picture.dataset[picture.number]
+    done: list[Fix] = []
+    if fixes is None:
+        sample = picture.dataset[picture.number]
+    else:
+        sample, done = mended(picture.dataset, picture.number, picture.split)
     entry = Entry(picture.name, Path(file).suffix, picture.split, sample.truth.size)
     try:
         writer.write(entry, sample.truth)
@@ -291,6 +334,8 @@ def _write_one(writer: Writer, picture: _Picture, *, link: bool) -> bool:
         place.symlink_to(os.path.realpath(file))
     else:
         shutil.copyfile(file, place)
+    if fixes is not None:
+        fixes += done
     return image_facts(file).orientation != 1
 
 

@@ -38,7 +38,6 @@ PROBABILITIES = (
     "hue",
     "noise",
     "blur",
-    "invert",
 )
 EDGE = 2  # pixels from the edge of a patch, where an anchor that left it is put
 BELOW_ONE = ("scale", "grid_limit", "contrast", "saturation")
@@ -81,7 +80,6 @@ class AugmentSettings:
         noise_std: its largest standard deviation in grey levels.
         blur: probability of a Gaussian blur.
         blur_sigma: smallest and largest standard deviation in output pixels.
-        invert: probability of the negative, for what is as often dark on bright as bright on dark.
 
     Raises:
         KirieError: on a probability outside 0..1, a negative limit or a range that does not rise from above 0.
@@ -115,7 +113,6 @@ class AugmentSettings:
     noise_std: float = 8.0
     blur: float = 0.0
     blur_sigma: tuple[float, float] = (0.3, 1.5)
-    invert: float = 0.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -392,7 +389,7 @@ def _relight(image: Image, settings: AugmentSettings, rng: np.random.Generator) 
         image = light.with_color(image, light.color_matrix(degrees, factor))
     if _chance(settings.noise, rng):
         image = light.with_noise(image, rng.uniform(0, settings.noise_std), rng)
-    return 255 - image if _chance(settings.invert, rng) else image
+    return image
 
 
 def _check(image: Image, truth: Result | None) -> None:

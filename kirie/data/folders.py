@@ -62,6 +62,7 @@ class FolderDataset:
     classes: Classes
     task: Task
     splits: tuple[str, ...]
+    _unknown_is_void = False
 
     def __init__(
         self,
@@ -138,6 +139,12 @@ class FolderDataset:
             return with_classes(pair, masks, form, form.class_masks)
         return Objects(Instances.from_masks(masks, np.zeros(len(masks), np.int64), form.classes), faults)
 
+    def with_unknown_as_void(self) -> FolderDataset:
+        """The same data set with ids and colours that are no class as void, in place of an error."""
+        other = copy.copy(self)
+        other._unknown_is_void = True
+        return other
+
     def only(self, split: str | None, *, own_size: bool = False) -> FolderDataset:
         """The same data set with the pictures of another split, without looking at any file again.
 
@@ -200,7 +207,7 @@ class FolderDataset:
     def _map(self, image: str, mask: str, size: tuple[int, int]) -> Result:
         labels, unknown = read_labels(mask, self.form)
         check_size(image, size, mask, labels.shape)
-        if unknown:
+        if unknown and not self._unknown_is_void:
             raise KirieError(f"{mask} {unknown_text(unknown, self.form)} {unknown_mend(mask, self.form)}")
         return SemanticMap(labels, self.form.classes)
 

@@ -250,7 +250,7 @@ class _Tally:
         self.images += np.bincount(truth.labels, minlength=len(truth.classes)) > 0
         self.total += painted.size
         self._add_areas(pair, singles.masks.areas())
-        twice = _doubled(truth)
+        twice = int(doubled_objects(truth).sum())
         if twice:
             what = f"{pair.image} has {counted(twice, 'object')} with the class and the box of another one."
             self.add("fault", "object stated twice", what, pair.image, mend="Take one of each out.")
@@ -317,11 +317,13 @@ def _in_parts(crop: Crop) -> bool:
     return int((10 * areas >= areas.sum()).sum()) > 1
 
 
-def _doubled(truth: Instances) -> int:
-    """How many objects have the class, the box and the area of one before them."""
-    areas = truth.masks.areas()
-    rows = np.column_stack([truth.labels, truth.boxes, areas]) if len(truth) else np.zeros((0, 6))
-    return len(rows) - len(np.unique(rows, axis=0))
+def doubled_objects(truth: Instances) -> npt.NDArray[np.bool_]:
+    """Which objects (N,) have the class, the box and the area of one before them."""
+    doubled = np.ones(len(truth), bool)
+    if len(truth):
+        rows = np.column_stack([truth.labels, truth.boxes, truth.masks.areas()])
+        doubled[np.unique(rows, axis=0, return_index=True)[1]] = False
+    return doubled
 
 
 def _spread(values: Any) -> Spread | None:

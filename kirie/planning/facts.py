@@ -38,7 +38,6 @@ class DataFacts:
         empty_patches: share of random patches of 256 x 256 pixels that hold none of it.
         upright: how much the classes differ between the upper and the lower halves of the pictures, from 0 (pictures
             without up and down) to 1: the total variation distance of their shares.
-        brighter: share of the pictures in which the foreground is brighter than the rest; NaN without a background.
         brightness: the mean grey level of the darkest and the brightest picture (5 % and 95 %).
         objects: of the middle and of the fullest picture; None where labels do not tell objects apart.
         diameters: root of the area of the objects: 5 %, the middle, 95 %; None likewise.
@@ -59,7 +58,6 @@ class DataFacts:
     foreground: float
     empty_patches: float
     upright: float
-    brighter: float
     brightness: tuple[float, float]
     objects: tuple[int, int] | None
     diameters: tuple[float, float, float] | None
@@ -107,7 +105,6 @@ class _Tally:
     sizes: list[tuple[int, int]] = field(default_factory=list)
     colour: int = 0
     means: list[float] = field(default_factory=list)
-    brighter: list[bool] = field(default_factory=list)
     halves: list[npt.NDArray[np.int64]] = field(default_factory=list)  # (2, K) pixels above and below
     empty: list[bool] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
@@ -134,8 +131,6 @@ class _Tally:
         self.means.append(float(grey.mean()))
         known = labels != classes.void
         front = known & self.inner[np.minimum(labels, len(classes) - 1)]
-        if classes.has_background and front.any() and (known & ~front).any():
-            self.brighter.append(bool(grey[front].mean() > grey[known & ~front].mean()))
         self.halves.append(
             np.stack([
                 np.bincount(half[half != classes.void], minlength=len(classes))[: len(classes)]
@@ -182,7 +177,6 @@ class _Tally:
             foreground=inside,
             empty_patches=float(np.mean(self.empty)),
             upright=float(np.abs(_share(upper) - _share(lower)).sum() / 2),
-            brighter=float(np.mean(self.brighter)) if self.brighter else float("nan"),
             brightness=_ends(self.means),
             objects=(int(np.median(self.counts)), max(self.counts)) if self.counts else None,
             diameters=_three(np.sqrt(areas)) if len(areas) else None,

@@ -47,7 +47,6 @@ SPARSE = 0.05  # share of pixels, below which foreground is rare
 UPRIGHT = 0.05  # difference of the halves of pictures, from which on they have an up and a down
 EMPTY = 0.1  # share of random patches, from which on patches without foreground are too many
 RARE = 0.02  # share of pixels, below which a class is rare
-MIXED = 0.02  # share of the pictures whose foreground is darker, or brighter, than the rest, unlike in most
 FEW_PICTURES = 30
 
 
@@ -86,35 +85,31 @@ def _flat(case: Case) -> bool:
     return case.facts.upright < UPRIGHT
 
 
-def _mixed(case: Case) -> bool:
-    return MIXED <= case.facts.brighter <= 1 - MIXED
+def _many_sizes(case: Case) -> bool:
+    diameters = case.facts.diameters
+    return not case.semantic and diameters is not None and diameters[2] > 2 * diameters[0]
 
 
 def _changes(case: Case) -> dict[str, float]:
     """Of the augmentation, what is measured to differ among the pictures and more of which is safe to show."""
-    facts, change = case.facts, {"brightness_contrast": 0.5, "gamma": 0.3}
+    change = {"brightness_contrast": 0.5, "gamma": 0.3}
     if _flat(case):
         change |= {"flip_vertical": 0.5, "rotate90": 0.75}
-    if facts.diameters and facts.diameters[2] > 2 * facts.diameters[0]:
+    if _many_sizes(case):
         change["scale"] = 0.25
-    if not facts.grey:
+    if not case.semantic and not case.facts.grey:
         change["hue"] = 0.3
-    if _mixed(case) and case.semantic and len(facts.names) == 2:
-        change["invert"] = 0.3
     return change
 
 
 def _changes_words(case: Case) -> str:
-    facts = case.facts
-    told = [
-        f"upper and lower halves differ by {_percent(facts.upright)}"
-        + (": no up and down" if _flat(case) else ", so never upside down")
-    ]
-    if facts.diameters and facts.diameters[2] > 2 * facts.diameters[0]:
+    facts, change = case.facts, _changes(case)
+    differ = f"upper and lower halves differ by {_percent(facts.upright)}"
+    told = [differ + (": no up and down" if _flat(case) else ", so never upside down")]
+    if "scale" in change and facts.diameters:
         told.append(f"objects of {facts.diameters[0]:.0f} to {facts.diameters[2]:.0f} pixels: scales")
-    told.append("grey pictures: no hues" if facts.grey else "colour pictures: hues")
-    if "invert" in _changes(case):
-        told.append(f"the foreground is brighter than the rest in {_percent(facts.brighter)}: negatives")
+    if "hue" in change:
+        told.append("colour pictures: hues")
     return "; ".join(told)
 
 

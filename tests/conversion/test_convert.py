@@ -310,7 +310,8 @@ def test_command_fails_in_sentences(kirie_, maps, tmp_path):
     assert code == 1 and not out and err.startswith("Error: ") and "--to masks" in err and "Traceback" not in err
     code, _, err = kirie_("convert", maps, tmp_path / "out", "--to", "labelme")
     assert code == 1 and "masks, ids, coco, coco_panoptic, yolo" in err
-    assert kirie_("convert", maps, tmp_path / "out")[0] == 2  # --to is missing
+    code, _, err = kirie_("convert", maps, tmp_path / "out")
+    assert code == 1 and "Name the format" in err
     (maps / "masks" / "train" / "train0.png").write_bytes(b"")
     code, out, err = kirie_("convert", maps, tmp_path / "out", "--to", "masks", "--skip-bad")
     assert code == 1 and "5 pictures (train 2, val 3)" in out and "1 left out" in out and "train0.png is empty" in err

@@ -261,7 +261,7 @@ def test_grid_distortion_keeps_order_and_ends_and_is_bounded():
 @pytest.mark.parametrize("preset", [*PRESETS, "everything"])
 def test_picture_and_truth_stay_aligned(preset, kind, size):
     settings = EVERYTHING if preset == "everything" else PRESETS[preset]
-    settings = replace(settings, brightness_contrast=0, gamma=0, hue=0, noise=0, blur=0, invert=0)
+    settings = replace(settings, brightness_contrast=0, gamma=0, hue=0, noise=0, blur=0)
     agree = []
     for seed in range(6):
         ids = blobs(130, 150, seed)
@@ -469,7 +469,7 @@ def test_light_steps_do_what_they_say():
     assert np.abs(light.blurred(dot, 1.5)[..., 0] - expected).max() <= 1
 
 
-@pytest.mark.parametrize("name", ["brightness_contrast", "gamma", "hue", "noise", "blur", "invert"])
+@pytest.mark.parametrize("name", ["brightness_contrast", "gamma", "hue", "noise", "blur"])
 def test_light_touches_the_image_only(name):
     image, truth = picture(30, 30), semantic(blobs(30, 30))
     new_image, new = augment(image, truth, AugmentSettings(**{name: 1.0}), np.random.default_rng(0))

@@ -216,7 +216,7 @@ def test_a_model_grows_with_the_time():
     assert [width(minutes) for minutes in (2, 15, 600)] == [16, 32, 64]
 
 
-@pytest.mark.parametrize("minutes", [0, -3, float("nan")])
+@pytest.mark.parametrize("minutes", [0, -3, float("nan"), float("inf")])
 def test_no_time_is_refused(minutes):
     with pytest.raises(KirieError, match="more than 0 minutes"):
         planned(minutes=minutes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from kirie.planning.case import Case
 from kirie.planning.rules import ENOUGH_STEPS, LADDER, RULES
 from kirie.recipe import Recipe, parse_recipe, recipe_values
 
-MOST_EPOCHS, LEAST_EPOCHS = 60, 8  # an epoch is a share of the time, however few pictures there are
+MOST_EPOCHS = 60  # or so: an epoch is a share of the time, however few pictures there are
 MEASURED = 8  # times that a training is measured
 MEASURING = 0.15  # of the time that measuring may take
 CLOSING = 0.03  # of the time that is left for starting, saving and drawing
@@ -99,7 +100,7 @@ def make_plan(
     Raises:
         KirieError: when a change does not fit, or the time is not above 0.
     """
-    if not minutes > 0:
+    if not 0 < minutes < math.inf:
         raise KirieError(f"A training takes more than 0 minutes, got {minutes}.")
     asked = {change.partition("=")[0].strip() for change in changes}
     values: dict[str, Any] = {"data": {"path": path}}

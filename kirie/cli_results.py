@@ -79,9 +79,9 @@ def evaluate(
 
     Prints a table, and writes a report with the best and the worst pictures.
     """
-    from kirie.models.file import model_paths
+    from kirie.models.file import model_path, model_paths
 
-    path, *folds = model_paths(model)
+    path, *folds = map(model_path, model_paths(model))
     loaded = load_model(path, architecture, task=task, no_cleanup=no_cleanup)
     more = [load_model(other, architecture, task=task, no_cleanup=no_cleanup) for other in folds]
     more += [load_model(other, task=task) for other in others or ()]

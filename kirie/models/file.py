@@ -172,13 +172,13 @@ def model_path(path: str | Path) -> Path:
 
 
 def model_paths(path: str | Path) -> list[Path]:
-    """The model files that a path means: one, or that of each fold in the folder of a k-fold training, in order.
+    """What to load for a path: itself, or the model file of each fold in the folder of a k-fold training, in order.
 
     Raises:
-        KirieError: when there is none, or a fold has none.
+        KirieError: when a fold has none.
     """
     folds = sorted(Path(path).glob("fold-*"), key=lambda fold: (len(fold.name), fold.name))
-    return [model_path(fold) for fold in folds] if folds else [model_path(path)]
+    return [model_path(fold) for fold in folds] if folds else [Path(path)]
 
 
 def read_card(path: str | Path) -> ModelCard:

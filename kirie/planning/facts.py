@@ -12,7 +12,7 @@ import numpy.typing as npt
 from kirie.data.dataset import Dataset, Sample
 from kirie.errors import KirieError
 from kirie.progress import tracked
-from kirie.results import Instances, PanopticMap, id_map, to_instances, to_semantic
+from kirie.results import Instances, PanopticMap, SemanticMap, id_map, to_instances, to_semantic
 
 LOOKED_AT = 64  # pictures of the training split, evenly chosen
 PATCH = 256  # pixels, of the patches that are looked into
@@ -120,7 +120,7 @@ class _Tally:
         shown = to_semantic(truth)
         labels, classes, image = shown.labels, shown.classes, sample.image
         if not self.names:
-            self.names, self.has_objects = classes.names, not type(truth).__name__.startswith("Semantic")
+            self.names, self.has_objects = classes.names, not isinstance(truth, SemanticMap)
             things = isinstance(truth, PanopticMap)
             self.inner = np.array([bool(t) for t in classes.things]) if things else np.ones(len(classes), bool)
             self.inner[0] &= not classes.has_background

@@ -93,13 +93,16 @@ def train(
             recipe, reasons = planned.recipe, planned.text()
             say(reasons.rstrip())
     else:
-        every = with_model(model, changes)
-        if isinstance(data, Recipe):
-            recipe = parse_recipe(recipe_values(data), every)
-        else:
-            recipe = read_recipe(recipe_file(data), every)
+        recipe = recipe_of(data, with_model(model, changes))
         folder = Path(out) if out is not None else usual_folder(recipe.data.path, recipe.model.name)
     return fit(recipe, folder, resume=resume, device=device, dataset=dataset, trainer=trainer, reasons=reasons)
+
+
+def recipe_of(recipe: str | Path | Recipe, changes: Sequence[str]) -> Recipe:
+    """A recipe, or that of a file or a name, with the changes made to it."""
+    if isinstance(recipe, Recipe):
+        return parse_recipe(recipe_values(recipe), changes)
+    return read_recipe(recipe_file(recipe), changes)
 
 
 def with_model(model: str | None, changes: Sequence[str]) -> Sequence[str]:

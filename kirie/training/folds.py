@@ -20,9 +20,8 @@ from kirie.files import write_text
 from kirie.models.file import read_card
 from kirie.progress import say
 from kirie.recipe import Recipe, parse_recipe, read_recipe, recipe_values
-from kirie.recipe_zoo import recipe_file
 from kirie.training.checkpoint import FILE
-from kirie.training.fit import Run, fit, usual_folder, with_model
+from kirie.training.fit import Run, fit, recipe_of, usual_folder, with_model
 from kirie.training.planned import MINUTES, plan
 from kirie.training.run import MODEL, RECIPE
 
@@ -91,10 +90,8 @@ def train_folds(
     folder = Path(out) if out is not None else None
     reasons = ""
     first = (f"data.fold=[1, {folds}]",)
-    if isinstance(data, Recipe):
-        recipe = parse_recipe(recipe_values(data), [*every, *first])
-    elif not is_dataset(data):
-        recipe = read_recipe(recipe_file(data), [*every, *first])
+    if isinstance(data, Recipe) or not is_dataset(data):
+        recipe = recipe_of(data, [*every, *first])
     else:
         folder = folder or Path(f"{usual_folder(str(data))}-folds")
         begun = folder / "fold-1" / RECIPE

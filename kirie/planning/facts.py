@@ -29,8 +29,6 @@ class DataFacts:
         measured: in the validation split.
         height: H of the middle picture, and so `width`.
         width: W of the middle picture.
-        smallest: the shortest side of any picture.
-        largest: the longest side of any picture.
         grey: whether all three channels are the same in nearly every picture.
         names: the K classes of pixels, background included.
         shares: (K,) of all pixels that are not void.
@@ -50,8 +48,6 @@ class DataFacts:
     measured: int
     height: int
     width: int
-    smallest: int
-    largest: int
     grey: bool
     names: tuple[str, ...]
     shares: tuple[float, ...]
@@ -169,8 +165,6 @@ class _Tally:
             measured=measured,
             height=height,
             width=width,
-            smallest=min(min(size) for size in self.sizes),
-            largest=max(max(size) for size in self.sizes),
             grey=self.colour <= 0.05 * len(self.sizes),
             names=self.names,
             shares=tuple(float(share) for share in total / max(total.sum(), 1)),

@@ -62,7 +62,7 @@ def _split_why(case: Case) -> str:
     facts = case.facts
     if case.own_split:
         return f"the data's own: {facts.pictures} to learn from, {facts.measured} to measure on"
-    drawn = f"the data name none, so a fifth is drawn by a seed: {facts.measured} of {facts.pictures + facts.measured}"
+    drawn = f"the data name none, so it is drawn by a seed: {facts.measured} of {facts.pictures + facts.measured}"
     few = "; so few give a rough score, `kirie train RECIPE --folds 5` measures on all"
     return drawn + (few if facts.pictures + facts.measured < FEW_PICTURES else "")
 

@@ -1,12 +1,14 @@
 """The best threshold and clean-up of a trained semantic model, found on pictures that it has not learned from.
 
 The model runs once. What it is sure of is kept, and the settings are tried on that, one after another: the threshold
-first, then each rule at the best of those before it.
+first, then each rule at the best of those before it; and once more around what was found, since the best threshold
+depends on what is cut and removed after it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,16 +35,18 @@ from kirie.results import Instances, SemanticMap
 
 MOST_BYTES = 2**31  # of probabilities that are kept; of more pictures an even choice is taken
 GAIN = 1e-4  # what a change must bring to be worth it
+THREADS = 4  # that score pictures side by side; what they call lets others run meanwhile
 
-THRESHOLDS = tuple(round(0.05 * step, 2) for step in range(2, 19))  # 0.1 to 0.9
-TRIED: dict[str, tuple[int, ...]] = {
-    "fill_holes": (16, 64, 256, 1024, 4096),
-    "smallest": (4, 8, 16, 32, 64, 128, 256, 512, 1024),
-    "opening": (1, 2, 3),
-    "closing": (1, 2, 3),
+VALUES: dict[str, tuple[Any, ...]] = {  # in the order in which they are tried, which is that of their application
+    "threshold": tuple(round(0.05 * step, 2) for step in range(2, 19)),  # 0.1 to 0.9
+    "cut": (0, 1, 2, 3, 4, 5),
+    "neck": (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9),
+    "fill_holes": (0, 16, 64, 256, 1024, 4096),
+    "smallest": (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    "opening": (0, 1, 2, 3),
+    "closing": (0, 1, 2, 3),
 }
-CUTS = (1, 2, 3, 4, 5)
-NECKS = (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
+OF_OBJECTS = ("cut", "neck")  # matter only where objects are told apart
 
 METRICS = {"iou": "semantic", "dice": "semantic", "miou": "semantic", "boundary": "semantic", "matching": "instance"}
 
@@ -112,11 +116,13 @@ def tune(
     seen = _probabilities(Predictor(model, device=device, scores=True), dataset)
     scored = partial(_score, seen, model.classes, known, metric)
     before = scored(had or CleanupSettings())
-    search = _Search(scored, parts_objects=METRICS[metric] == "instance")
-    curve = search.thresholds()
-    search.rules()
+    search = _Search(scored)
+    names = [name for name in VALUES if METRICS[metric] == "instance" or name not in OF_OBJECTS]
+    curve = {name: search.along(name, VALUES[name]) for name in names}["threshold"]
+    for name in names:
+        search.along(name, search.beside(name))
     best, settings = (search.best, search.settings) if had is None or search.best > before else (before, had)
-    found = Tuned(metric, len(seen), search.tried, before, best, settings, curve)
+    found = Tuned(metric, len(seen), len(search.known), before, best, settings, curve)
     if write:
         model.cleanup = settings
         save(model, path, scores=read_card(path).scores)
@@ -128,36 +134,40 @@ def tune(
 class _Search:
     """One setting after another, each at the best of those before."""
 
-    def __init__(self, scored: Callable[[CleanupSettings], float], *, parts_objects: bool) -> None:
-        self.scored, self.parts_objects = scored, parts_objects
-        self.settings = CleanupSettings()
-        self.best, self.tried = scored(self.settings), 1
+    def __init__(self, scored: Callable[[CleanupSettings], float]) -> None:
+        self.scored, self.settings = scored, CleanupSettings()
+        self.best = scored(self.settings)
+        self.known = {repr(self.settings): self.best}
 
-    def _try(self, settings: CleanupSettings) -> float:
-        value = self.scored(settings)
-        self.tried += 1
-        if value > self.best + GAIN:
-            self.best, self.settings = value, settings
-        return value
+    def along(self, name: str, values: Sequence[Any]) -> dict[Any, float]:
+        """The metric by the values of a setting, of which the best stays."""
+        start, found = self.settings, {}
+        for value in tracked(values, name.replace("_", " ")):
+            settings = _with(start, name, value)
+            key = repr(settings)
+            if key not in self.known:
+                self.known[key] = self.scored(settings)
+            if self.known[key] > self.best + GAIN:
+                self.best, self.settings = self.known[key], settings
+            found[value] = self.known[key]
+        return found
 
-    def thresholds(self) -> dict[float, float]:
-        """The metric by threshold."""
-        start = self.settings
-        return {value: self._try(replace(start, threshold=value)) for value in tracked(THRESHOLDS, "thresholds")}
+    def beside(self, name: str) -> tuple[Any, ...]:
+        """The values before and after the one that a setting has."""
+        values = VALUES[name]
+        now = getattr(self.settings if hasattr(self.settings, name) else self.settings.rules, name)
+        if now not in values:
+            return ()
+        place = values.index(now)
+        return values[max(0, place - 1) : place] + values[place + 1 : place + 2]
 
-    def rules(self) -> None:
-        """All others, in the order in which they are applied."""
-        if self.parts_objects:
-            start = self.settings
-            for cut in tracked(CUTS, "cuts"):
-                self._try(replace(start, cut=cut))
-            start = self.settings
-            for neck in tracked(NECKS, "necks"):
-                self._try(replace(start, neck=neck))
-        for name, values in TRIED.items():
-            start = self.settings
-            for value in tracked(values, name.replace("_", " ")):
-                self._try(replace(start, rules=replace(start.rules, **{name: value})))
+
+def _with(settings: CleanupSettings, name: str, value: Any) -> CleanupSettings:
+    """The settings with one of them, or of the rules for all classes, at a value."""
+    change = {name: value}
+    if hasattr(settings, name):
+        return replace(settings, **change)
+    return replace(settings, rules=replace(settings.rules, **change))
 
 
 def _opened(model: Any, data: str | Path | Dataset | None, task: str, split: str) -> Dataset:
@@ -198,14 +208,20 @@ def _score(
 ) -> float:
     """The metric over all pictures with these settings; below all others where there is nothing to measure."""
     areas, outlines, matches = SemanticMetric(classes), BoundaryMetric(classes, tolerance=2.0), Matching.none(1)
-    for labels, scores, truth in seen:
+
+    def cleaned(one: Seen) -> tuple[SemanticMap | Matching, Any]:
+        labels, scores, truth = one
         result = clean(SemanticMap(labels, classes, scores.astype(np.float32)), settings)
         if isinstance(truth, Instances):
-            matches += Matching.of(objects(result, settings), truth, within_class=False)
-        elif metric == "boundary":
-            outlines.update(result, replace(truth, classes=classes))
-        else:
-            areas.update(result, replace(truth, classes=classes))
+            return Matching.of(objects(result, settings), truth, within_class=False), None
+        return replace(result, scores=None), replace(truth, classes=classes)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        for result, truth in pool.map(cleaned, seen):
+            if isinstance(result, Matching):
+                matches += result
+            else:
+                (outlines if metric == "boundary" else areas).update(result, truth)
     if metric == "matching":
         value = float(matches.accuracy[0, 0])
     elif metric == "boundary":

@@ -4,8 +4,8 @@ Of BBBC038 (the folder `nuclei` of the shared data) two data sets are made: sixt
 seed, with all of its validation pictures; and all its pictures with less than 5 % foreground. A plain U-Net (cross
 entropy, patches anywhere, no augmentation, no standardising, threshold 0.5) is trained on them, then the same with one
 choice of the plan at a time, then the plan. Each training's steps are timed first, so that all take the same minutes.
-The last column, of the plain and of the planned, has thresholds and clean-up found on one half of the validation pictures and
-measured on the other.
+The last column, of the plain and of the planned, has thresholds and clean-up found on one half of the validation
+pictures and measured on the other.
 """
 
 from __future__ import annotations

@@ -36,20 +36,22 @@ class PanopticFormat(LabelFormat):
         files: what was read, by path.
         labels: class ids by the files' category ids, among those of `whole`; -1 for those that are ignored.
         whole: all classes, of which `classes` are the things alone for task "instance".
+        grey_serves: whether PNG files will do that say the category of each pixel and not its segment.
     """
 
     files: Mapping[str, PanopticFile] = field(default_factory=dict)
     labels: Mapping[int, int] = field(default_factory=dict)
     whole: Classes = field(default_factory=lambda: COCO_PANOPTIC)
+    grey_serves: bool = False
 
 
 class CocoPanopticDataset(FolderDataset):
     """Pictures with a COCO panoptic JSON file, or one per split, and its PNG files; the path is their folder or a JSON.
 
     Gives PanopticMaps with the files' segment ids; with task "instance" the things alone, crowds as crowds, and with
-    task "semantic" the classes of all pixels. Areas are counted. Classes keep the files' category ids. The JSON files
-    are read once, into arrays that worker processes share. Segments of a category in `data.ignore` are void, those that
-    have no pixel are left out.
+    task "semantic" the classes of all pixels, for which PNG files of grey values serve, too, each the category of its
+    pixel. Areas are counted. Classes keep the files' category ids. The JSON files are read once, into arrays that
+    worker processes share. Segments of a category in `data.ignore` are void, those that have no pixel are left out.
 
     Raises:
         KirieError: as `FolderDataset`, and when segments have a category that the files do not list.
@@ -106,8 +108,9 @@ class CocoPanopticDataset(FolderDataset):
         labels = {**dict.fromkeys(ignored, -1), **{number: label for label, number in enumerate(whole.ids)}}
         published = "COCO panoptic" if whole == COCO_PANOPTIC else ""
         form = PanopticFormat(
-            "panoptic", whole, published=published, segments=True, files=files, labels=labels, whole=whole
-        )
+            "panoptic", whole, published=published, segments=True, files=files, labels=labels, whole=whole,
+            grey_serves=task == "semantic",
+        )  # fmt: skip
         if task != "instance":
             return form
         things = [label for label, thing in enumerate(whole.things) if thing]
@@ -128,7 +131,9 @@ class CocoPanopticDataset(FolderDataset):
             KirieError: when the PNG file cannot be read, or is no picture of colours.
         """
         known = cast(PanopticFormat, form)
-        found = picture_segments(known.files[pair.classes], pair.row, pair.mask, known.labels, known.whole)
+        found = picture_segments(
+            known.files[pair.classes], pair.row, pair.mask, known.labels, known.whole, grey_serves=known.grey_serves
+        )
         if form.segments or not isinstance(found.truth, PanopticMap):
             return found
         return found._replace(truth=things_of(found.truth))

@@ -19,7 +19,13 @@ from kirie.reading.images import read_label_file
 
 
 def picture_segments(
-    file: PanopticFile, picture: int, mask: str, labels: Mapping[int, int], classes: Classes
+    file: PanopticFile,
+    picture: int,
+    mask: str,
+    labels: Mapping[int, int],
+    classes: Classes,
+    *,
+    grey_serves: bool = False,
 ) -> Objects:
     """The segments of a picture, with the ids that the files have.
 
@@ -32,9 +38,10 @@ def picture_segments(
         mask: the path of its PNG file.
         labels: class ids by the file's category ids; -1 for categories that are to be void.
         classes: the classes.
+        grey_serves: whether a PNG file of grey values will do that are categories; each of these is then one segment.
 
     Raises:
-        KirieError: when the PNG file cannot be read, or is no picture of colours.
+        KirieError: when the PNG file cannot be read, or is no picture of colours and grey values do not serve.
     """
     name = file.names[picture]
     if file.mask(picture) is None:
@@ -44,9 +51,12 @@ def picture_segments(
             None, (Fault("fault", "picture without annotation", what, (file.path,), mend),), f"{what} {mend}"
         )
     listed = file.segments(picture)
-    numbers = file.segment_ids[listed].tolist()
-    rows = list(zip(numbers, file.category_ids[listed].tolist(), file.crowd[listed].tolist(), strict=True))
-    ids = _read_ids(mask, {category for _, category, _ in rows}, file.path)
+    numbers, categories = file.segment_ids[listed].tolist(), file.category_ids[listed].tolist()
+    rows = list(zip(numbers, categories, file.crowd[listed].tolist(), strict=True))
+    ids, grey = _read_ids(mask, set(categories), file.path, grey_serves)
+    if grey:
+        numbers = list(dict.fromkeys(categories))
+        rows = [(category, category, False) for category in numbers]
     found, counts = count_ids(ids)
     pixels = {number: count for number, count in zip(found.tolist(), counts.tolist(), strict=True) if number}
     strange = pixels.keys() - set(numbers)
@@ -63,21 +73,23 @@ def picture_segments(
     return Objects(segment_map(ids, facts, classes), tuple(faults), refused)
 
 
-def _read_ids(mask: str, categories: set[int], listing: str) -> npt.NDArray[np.int32]:
-    """The ids (H, W) in a PNG file.
+def _read_ids(mask: str, categories: set[int], listing: str, grey_serves: bool) -> tuple[npt.NDArray[np.int32], bool]:
+    """The ids (H, W) in a PNG file, and whether they are categories, as grey values.
 
     Raises:
-        KirieError: when it cannot be read or holds no colours.
+        KirieError: when it cannot be read, or holds no colours and grey values do not serve.
     """
     pixels = read_label_file(mask)
     if pixels.ndim == 3:
-        return ids_of_colors(pixels.astype(np.uint8, copy=False))
+        return ids_of_colors(pixels.astype(np.uint8, copy=False)), False
     words = "expected RGB colours, R + 256 G + 65536 B being the id of a segment."
     if set(count_ids(pixels)[0].tolist()) <= {0, *categories}:
+        if grey_serves:
+            return pixels.astype(np.int32), True
         words += (
             f" All its numbers are among the categories of {listing}: if they mean these, it says the class of each "
             "pixel and not its segment, and objects of one class cannot be told apart. Take the PNG file of the "
-            "panoptic annotations."
+            "panoptic annotations, or learn the classes of pixels alone: data.task semantic."
         )
     raise KirieError(f"{mask} holds grey values or a palette, {words}")
 

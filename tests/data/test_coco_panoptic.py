@@ -432,7 +432,6 @@ def other_size(root):
 UNUSABLE = {
     "strange pixels": (strange_pixels, "pixels of no listed segment", r"does not list: 5 \(3 pixels\), 6 \(1 pixel\)"),
     "grey": (grey, "label file cannot be used", r"holds grey values or a palette, expected RGB colours.*segment\.$"),
-    "categories": (grey_categories, "label file cannot be used", "among the categories of .* cannot be told apa"),
     "palette": (palette, "label file cannot be used", "holds grey values or a palette"),
     "no file": (missing_file, "label file cannot be used", r"panoptic/b\.png"),
     "no annotation": (no_annotation, "picture without annotation", r"has no annotation of b\.jpg"),
@@ -449,6 +448,16 @@ def test_pictures_that_cannot_be_used(tmp_path, name):
         with pytest.raises(KirieError, match=why):
             data[len(data) - 1]
     assert ("fault", kind) in kinds(tmp_path) and not inspected(tmp_path).ok
+
+
+def test_grey_values_that_are_categories_tell_classes_and_no_segments(tmp_path):
+    grey_categories(tmp_path)
+    for task in ("panoptic", "instance"):
+        with pytest.raises(KirieError, match=r"among the categories of .* cannot be told apart.*data\.task semantic"):
+            opened(tmp_path, task)[0]
+    truth = opened(tmp_path, "semantic")[0].truth
+    assert np.array_equal(truth.labels, np.where(scene_ids() == 256, NAMES.index("cat"), NAMES.index("sky")))
+    assert inspected(tmp_path, "semantic").ok and not inspected(tmp_path).ok
 
 
 def test_a_listed_segment_without_pixels_is_left_out(tmp_path):

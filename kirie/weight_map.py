@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -51,13 +50,12 @@ def boundary_weights(
     else:
         ids, places = np.unique(np.where(outside, 0, instance_ids), return_inverse=True)
         objects = (np.cumsum(ids != 0) * (ids != 0))[places].reshape(labels.shape)  # 1..N
-    nearest = np.full(labels.shape, np.inf, np.float32)
+    nearest = np.full(labels.shape, np.inf)
     second = nearest.copy()
     reach = math.ceil(sigma * math.sqrt(2 * math.log(max(w0, 1e-7) / 1e-7)))
     for number, box in enumerate(ndimage.find_objects(objects), start=1):
         window = tuple(slice(max(side.start - reach, 0), side.stop + reach) for side in box)
-        away = (objects[window] != number).view(np.uint8)
-        distance = cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+        distance = ndimage.distance_transform_edt(objects[window] != number)
         second[window] = np.minimum(second[window], np.maximum(nearest[window], distance))
         nearest[window] = np.minimum(nearest[window], distance)
     weights = 1 + w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2))

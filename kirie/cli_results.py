@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -207,6 +208,15 @@ def predict(
         int | None,
         typer.Option(help="Of panoptic maps: stuff of fewer pixels becomes void (default: the model's own, or 4096)."),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Predict only the I-th of N parts of the pictures, each on a machine of its own: 2/4. The last one to "
+            "end joins tables and COCO files.",
+        ),
+    ] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Begin anew what an earlier run has done or begun.")] = False,
     task: Task = None,
     tta: Tta = "none",
     others: Others = None,
@@ -216,8 +226,8 @@ def predict(
 ) -> None:
     """Predict pictures.
 
-    A bad file is reported and the others go on; the exit code is 1 then. With --semantic A --instance B two models make
-    panoptic maps together.
+    A bad file is reported and the others go on; the exit code is 1 then. A run that was broken off goes on when the
+    same command is given again. With --semantic A --instance B two models make panoptic maps together.
     """
     from kirie.models.file import model_paths
 
@@ -242,7 +252,7 @@ def predict(
             raise KirieError(f"{models[0]} is a model, where --semantic and --instance leave room for pictures alone.")
         choice |= {"architecture": architecture, "task": task, "with": others, "tta": None if tta == "none" else tta}
         predictor = _two_models(semantic, instance, device, no_cleanup, choice=choice, merging=limits)
-    raise typer.Exit(run_prediction(predictor, images, out, save, image_ids=image_ids))
+    raise typer.Exit(run_prediction(predictor, images, out, save, image_ids=image_ids, shard=shard, anew=anew))
 
 
 def _words(text: str) -> list[str]:
@@ -256,8 +266,10 @@ def run_prediction(
     save: str | None,
     *,
     image_ids: Path | None = None,
+    shard: str | None = None,
+    anew: bool = False,
 ) -> int:
-    """Predicts pictures into a folder and says how many; 1 when some failed, else 0.
+    """Predicts pictures into a folder and says how many, and how quickly; 1 when some failed, else 0.
 
     Args:
         predictor: loads what predicts, for the kinds of results that will be saved; called when all else is sound.
@@ -265,22 +277,33 @@ def run_prediction(
         out: the folder to write to.
         save: kinds of results with commas between; None for the usual ones.
         image_ids: see `predict_files`.
+        shard: likewise, as `shards.parse_shard` reads it.
+        anew: likewise.
     """
     from kirie.prediction.kinds import check_kinds
     from kirie.prediction.predict_files import find_images, predict_files
+    from kirie.prediction.shards import WHOLE, parse_shard
 
     kinds = None if save is None else _words(save)
     if kinds is not None:
         check_kinds(kinds)  # complain about what was typed before loading anything
+    part = WHOLE if shard is None else parse_shard(shard)
     find_images(images)
-    done, failed = 0, 0
-    for outcome in predict_files(predictor(kinds or ()), images, out, kinds=kinds, images=image_ids):
+    done, failed, earlier = 0, 0, 0
+    outcomes = predict_files(predictor(kinds or ()), images, out, kinds=kinds, images=image_ids, shard=part, anew=anew)
+    begun = time.perf_counter()
+    for outcome in outcomes:
+        earlier += outcome.earlier
         if outcome.error is None:
             done += 1
         else:
             failed += 1
             complain(outcome.error)
-    print(f"{done} predicted into {out}" + (f", {failed} failed" if failed else ""))
+    rate = (done + failed - earlier) / (time.perf_counter() - begun)
+    told = [f"{done} predicted into {out}", *([f"{failed} failed"] if failed else [])]
+    told.append(f"{earlier} by an earlier run" if earlier else "")
+    told.append(f"{rate:.3g} pictures a second" if rate else "")
+    print(", ".join(filter(None, told)))
     return 1 if failed else 0
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kirie.errors import KirieError
 
@@ -49,46 +49,90 @@ def whole_file(path: str | Path) -> Iterator[Path]:
                 stand_in.unlink(missing_ok=True)
 
 
-@contextmanager
-def growing_file(
-    path: str | Path, head: str = "", foot: str = "", between: str = ""
-) -> Iterator[Callable[[str], None]]:
-    """A function that adds a record to a UTF-8 file, which is whole after each of them and is put in place at the end.
+class Frame(NamedTuple):
+    """What stands in a file of records before the first one, after the last one and between two."""
 
-    A record that the system refuses leaves the file as it was before, so others may follow. When the block raises,
-    an earlier file stays as it was.
+    head: str = ""
+    foot: str = ""
+    between: str = ""
+
+
+class GrowingFile:
+    """A UTF-8 file of records that is whole after each of them.
+
+    A record that the system refuses leaves the file as it was before, so others may follow.
 
     Args:
-        path: the file.
-        head: what stands before the first record.
-        foot: what stands after the last one.
-        between: what stands between two.
+        file: open for reading and writing, without a buffer.
+        path: what the file will be called, for messages.
+        frame: what stands around the records.
+        end: where the foot begins, of a file that has records already, what lies behind it being cut off; None begins
+            anew.
+
+    Attributes:
+        end: where the foot begins.
 
     Raises:
         KirieError: when the system refuses to write.
     """
-    with whole_file(path) as stand_in, stand_in.open("r+b", buffering=0) as file:
-        ending = foot.encode()
-        end, joint = 0, b""  # where the foot begins; what precedes the next record
 
-        def put(text: bytes) -> None:
-            nonlocal end
-            try:
-                _write_at(file, end, text + ending)
-            except OSError as error:
-                with suppress(OSError):  # these bytes were there before, so there is room for them
-                    _write_at(file, end, ending)
-                    file.truncate(end + len(ending))
-                raise KirieError(f"Cannot write {path}: {error.strerror or error}. Free some space.") from error
-            end += len(text)
+    def __init__(self, file: io.FileIO, path: Path, frame: Frame, end: int | None = None) -> None:
+        self._file, self._path = file, path
+        first, self._foot, self._between = (text.encode("utf-8", "backslashreplace") for text in frame)
+        self._empty = end in (None, len(first))
+        self.end = 0 if end is None else end
+        self._put(first if end is None else b"")
+        file.truncate(self.end + len(self._foot))
 
-        def add(record: str) -> None:
-            nonlocal joint
-            put(joint + record.encode("utf-8", "backslashreplace"))
-            joint = between.encode()
+    def add(self, record: str) -> None:
+        """Adds a record.
 
-        put(head.encode("utf-8", "backslashreplace"))
-        yield add
+        Raises:
+            KirieError: when the system refuses to write.
+        """
+        self._put((b"" if self._empty else self._between) + record.encode("utf-8", "backslashreplace"))
+        self._empty = False
+
+    def _put(self, text: bytes) -> None:
+        try:
+            _write_at(self._file, self.end, text + self._foot)
+        except OSError as error:
+            with suppress(OSError):  # these bytes were there before, so there is room for them
+                _write_at(self._file, self.end, self._foot)
+                self._file.truncate(self.end + len(self._foot))
+            raise KirieError(f"Cannot write {self._path}: {error.strerror or error}. Free some space.") from error
+        self.end += len(text)
+
+
+@contextmanager
+def growing_file(path: str | Path, frame: Frame, *, end: int | None = None) -> Iterator[GrowingFile]:
+    """A `GrowingFile` beside `path`, which it replaces when the block ends well.
+
+    It is called `part_of(path)` while it grows, and stays when the block raises: with the `end` that it had, the same
+    call goes on with it, and what was written since is cut off. An earlier file at `path` stays as it was until then.
+
+    Raises:
+        KirieError: when the system refuses to write.
+    """
+    target = Path(path)
+    part = part_of(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_file():
+            raise KirieError(f"{target} is a folder or a device; give the name of a file to write.")
+        with part.open("w+b" if end is None else "r+b", buffering=0) as file:
+            yield GrowingFile(file, target, frame, end)
+        part.replace(target)
+    except OSError as error:
+        raise KirieError(
+            f"Cannot write {target}: {error.strerror or error}. Free some space or choose another place; "
+            "earlier files are untouched."
+        ) from error
+
+
+def part_of(path: Path) -> Path:
+    """What a `growing_file` is called until it is complete."""
+    return path.with_name(f".{path.name}.part")
 
 
 def _write_at(file: io.FileIO, place: int, data: bytes) -> None:

@@ -455,5 +455,5 @@ def test_a_bad_picture_among_good_ones_costs_only_itself(here, kirie_):
         add_sample(Path("more"), "", f"p{index}", painted(blobs(SIZE, seed=index)), blobs(SIZE, seed=index))
     huge_png("more/images/p1.png")
     code, out, err = kirie_("predict", "m.safetensors", "more/images", "--out", "new", "--save", "labels", *CPU)
-    assert code == 1 and out == "2 predicted into new, 1 failed\n" and err.count("\n") == 1 and "p1.png" in err
-    assert sorted(p.name for p in Path("new").iterdir()) == ["p0.png", "p2.png"]
+    assert code == 1 and out.startswith("2 predicted into new, 1 failed, ") and err.count("\n") == 1 and "p1.png" in err
+    assert sorted(p.name for p in Path("new").glob("*.png")) == ["p0.png", "p2.png"]

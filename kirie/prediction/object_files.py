@@ -15,7 +15,7 @@ from PIL import Image
 from kirie.coco_words import bboxes, run_lengths
 from kirie.drawing.picture import as_picture
 from kirie.errors import KirieError
-from kirie.files import growing_file, write_picture, write_text
+from kirie.files import write_picture, write_text
 from kirie.prediction.picture_files import Predicted, Run, Write
 from kirie.reading.strict_yaml import read_yaml
 from kirie.results import Instances
@@ -31,8 +31,8 @@ def coco_results(run: Run) -> Iterator[Write]:
     categories = [{"id": i, "name": name} for i, name in zip(run.categories, run.classes.names, strict=True)]
     end = f'\n], "annotations": [], "categories": {json.dumps(categories)}}}\n'
     with (
-        growing_file(run.out / "images.json", '{"images": [\n', end, ",\n") as images,
-        growing_file(run.out / "results.json", "[\n", "\n]\n", ",\n") as results,
+        run.growing.open("images.json", '{"images": [\n', end, ",\n") as images,
+        run.growing.open("results.json", "[\n", "\n]\n", ",\n") as results,
     ):
 
         def write(one: Predicted) -> tuple[()]:

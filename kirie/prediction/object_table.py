@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from kirie.files import growing_file
 from kirie.masks import Crop
 from kirie.prediction.picture_files import Predicted, Run, Write
 from kirie.reading.images import image_facts, read_numbers
@@ -53,8 +52,8 @@ def object_table(run: Run) -> Iterator[Write]:
     """
     header = ("picture", "label", "class", "score", *columns(run.channels))
     with (
-        growing_file(run.out / "objects.csv", _lines([header])) as objects,
-        growing_file(run.out / "counts.csv", _lines([("picture", "objects", *run.classes.names)])) as counts,
+        run.growing.open("objects.csv", _lines([header])) as objects,
+        run.growing.open("counts.csv", _lines([("picture", "objects", *run.classes.names)])) as counts,
     ):
 
         def write(one: Predicted) -> tuple[()]:

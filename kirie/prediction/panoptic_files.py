@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from kirie.coco_words import id_colors, segments_info
-from kirie.files import growing_file, write_picture
+from kirie.files import write_picture
 from kirie.prediction.picture_files import Opened, Predicted, Run, Write
 from kirie.results import PanopticMap, things_of
 
@@ -27,7 +27,7 @@ def coco_panoptic_results(run: Run) -> Iterator[Write]:
     rows = zip(run.categories, run.classes.names, run.classes.things, run.classes.colors, strict=True)
     categories = [{"id": i, "name": n, "isthing": int(thing), "color": color} for i, n, thing, color in rows]
     head = f'{{"categories": {json.dumps(categories)},\n"annotations": [\n'
-    with growing_file(run.out / f"{NAME}.json", head, "\n]}\n", ",\n") as annotations:
+    with run.growing.open(f"{NAME}.json", head, "\n]}\n", ",\n") as annotations:
 
         def write(one: Predicted) -> tuple[Path]:
             result: PanopticMap = one.result

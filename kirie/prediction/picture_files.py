@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import tifffile
 from kirie.classes import Classes
 from kirie.drawing import draw
 from kirie.errors import KirieError
-from kirie.files import numbers_image, whole_file, write_picture
+from kirie.files import Frame, GrowingFile, growing_file, numbers_image, whole_file, write_picture
 from kirie.prediction.pictures import Picture
 from kirie.results import id_map, to_semantic
 
@@ -49,12 +49,44 @@ class Run:
         classes: of the model.
         channels: of the pictures.
         categories: what COCO files call the classes.
+        growing: the files about all pictures, as they grow.
     """
 
     out: Path
     classes: Classes
     channels: int
     categories: tuple[int, ...]
+    growing: Growing
+
+
+class Growing:
+    """The files about all pictures of a run: where each ends, so that a run that was broken off goes on there.
+
+    Args:
+        folder: where they lie.
+        ends: where to go on, by name; {} begins all of them anew.
+
+    Attributes:
+        frames: what stands around the records of each file that was opened, by name.
+    """
+
+    def __init__(self, folder: Path, ends: Mapping[str, int]) -> None:
+        self.folder, self._begun = folder, ends
+        self._files: dict[str, GrowingFile] = {}
+        self.frames: dict[str, Frame] = {}
+
+    @contextmanager
+    def open(self, name: str, head: str = "", foot: str = "", between: str = "") -> Iterator[Callable[[str], None]]:
+        """What adds a record to a file of the folder; see `GrowingFile`."""
+        frame = Frame(head, foot, between)
+        with growing_file(self.folder / name, frame, end=self._begun.get(name)) as file:
+            self._files[name], self.frames[name] = file, frame
+            yield file.add
+
+    @property
+    def ends(self) -> dict[str, int]:
+        """Where each file that was opened ends now, by name."""
+        return {name: file.end for name, file in self._files.items()}
 
 
 Write = Callable[[Predicted], tuple[Path, ...]]  # gives the files that it wrote for that picture alone

@@ -1,26 +1,30 @@
-"""Prediction from files to files: finding the pictures, writing the results, going on after a bad one."""
+"""Prediction from files to files: finding the pictures, writing the results, going on after what was bad or broken."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from kirie import __version__
 from kirie.data.folder_layout import MASK_FOLDERS
 from kirie.data.layouts import IMAGE_FOLDERS, list_pictures
 from kirie.data.voc import OBJECTS
 from kirie.errors import KirieError
+from kirie.prediction.fingerprint import fingerprint
 from kirie.prediction.kinds import KINDS, USUAL, Kind, check_kinds
+from kirie.prediction.manifest import Entry, File, Manifest, open_manifest
 from kirie.prediction.naming import category_numbers, file_names, image_numbers, read_listing, table_names
-from kirie.prediction.picture_files import Predicted, Run
+from kirie.prediction.picture_files import Growing, Predicted, Run
 from kirie.prediction.pictures import Picture
 from kirie.prediction.predictor import Predicts, in_batches, read_ahead
-from kirie.progress import tracked
+from kirie.prediction.shards import WHOLE, Shard, join_shards
+from kirie.progress import say, tracked
 from kirie.reading.images import IMAGE_SUFFIXES, read_image
 
 
@@ -32,11 +36,13 @@ class Outcome:
         path: the picture.
         written: the files that were written for it, each of them whole.
         error: why some or all were not, or None.
+        earlier: whether an earlier run did it.
     """
 
     path: Path
     written: tuple[Path, ...] = ()
     error: str | None = None
+    earlier: bool = False
 
 
 def find_images(inputs: Sequence[str | Path]) -> list[Path]:
@@ -83,11 +89,14 @@ def predict_files(
     *,
     kinds: Sequence[str] | None = None,
     images: str | Path | None = None,
+    shard: Shard = WHOLE,
+    anew: bool = False,
 ) -> Iterator[Outcome]:
     """Predicts picture files into a folder, in their order and in batches; a bad file is told and the rest go on.
 
-    Files about all pictures (tables, COCO results) are put in place when the last picture is done; a run that is broken
-    off leaves none of them.
+    Files about all pictures (tables, COCO results) are put in place when the last picture is done. What was done is
+    noted in `manifest.jsonl`: a run that was broken off, however it was, goes on when it is begun again with the same
+    model, settings and pictures, and its files are in the end those of a run that was not.
 
     Args:
         predictor: a `Predictor` or a `PanopticPair`, ready to run; with `scores=True` when "scores" is among the kinds.
@@ -97,9 +106,13 @@ def predict_files(
         images: a COCO file that says the `image_id` of each picture and the `category_id` of each class, for "coco".
             Without it the ids of pictures are the numbers in the file names where each is a number of its own, as
             COCO's are, and otherwise count from 1; those of classes are `coco_words.category_ids`.
+        shard: the part of the pictures that this run predicts. Each shard keeps its own manifest; the last one to end
+            joins what they wrote about all pictures, for which they need one folder.
+        anew: begin anew, whatever was done.
 
     Returns:
-        an iterator over what became of each picture; pictures are predicted as it is walked through.
+        an iterator over what became of each picture, those of an earlier run first; pictures are predicted as it is
+        walked through.
 
     Raises:
         KirieError: at once, before anything is written, when an input means nothing, a kind is unknown or does not
@@ -117,23 +130,15 @@ def predict_files(
     model = predictor.model
     listing = None if images is None else read_listing(images, paths, model.classes)
     facts = zip(paths, file_names(paths), table_names(paths), image_numbers(paths, listing), strict=True)
-    files = [_File(*each) for each in facts]
-    run = Run(out, model.classes, model.in_channels, category_numbers(model.classes, listing))
-    chosen = [KINDS[task][kind] for kind in dict.fromkeys(kinds)]
-    _check_targets(files, out, chosen)
-    return _outcomes(predictor, files, run, chosen)
+    files = [File(*each) for each in facts]
+    chosen = {kind: KINDS[task][kind] for kind in kinds}
+    _check_targets(files, out, list(chosen.values()))
+    categories = category_numbers(model.classes, listing)
+    job = _Job(predictor, files[shard.number - 1 :: shard.of], out, chosen, categories, shard, anew)
+    return job.outcomes()
 
 
-class _File(NamedTuple):
-    """A picture to predict; see `Predicted`."""
-
-    path: Path
-    name: str
-    title: str
-    number: int
-
-
-def _check_targets(files: Sequence[_File], out: Path, kinds: Sequence[Kind]) -> None:
+def _check_targets(files: Sequence[File], out: Path, kinds: Sequence[Kind]) -> None:
     """Raises a KirieError where a result would replace a picture, a label file or that of another picture."""
     pictures = {_whereabouts(file.path) for file in files}
     homes = {picture.parent for picture in pictures}
@@ -171,30 +176,66 @@ def _is_label(target: Path, picture: Path) -> bool:
     return apart or target == picture.with_suffix(".txt")
 
 
-def _outcomes(predictor: Predicts, files: Sequence[_File], run: Run, kinds: Sequence[Kind]) -> Iterator[Outcome]:
-    def read(index: int) -> Picture | KirieError:
-        try:
-            return read_image(files[index].path, run.channels)
-        except KirieError as error:
-            return error
+@dataclass(frozen=True)
+class _Job:
+    """What is to be done; see `predict_files`."""
 
-    pictures = tracked(read_ahead(read, len(files)), "predicting", len(files))
-    with ExitStack() as stack:
-        writers = [stack.enter_context(kind.opened(run)) for kind in kinds]
-        for batch in in_batches(zip(files, pictures, strict=True), predictor.batch_size):
-            results = iter(_results(predictor, [p for _, p in batch if not isinstance(p, KirieError)]))
-            for file, picture in batch:
-                result = picture if isinstance(picture, KirieError) else next(results)
-                written: list[Path] = []
-                try:
-                    if isinstance(picture, KirieError) or isinstance(result, KirieError):
-                        raise result
-                    for write in writers:
-                        written += write(Predicted(*file, picture, result))
-                except KirieError as error:
-                    yield Outcome(file.path, tuple(written), str(error))
-                else:
-                    yield Outcome(file.path, tuple(written))
+    predictor: Predicts
+    files: Sequence[File]
+    out: Path
+    kinds: Mapping[str, Kind]
+    categories: tuple[int, ...]
+    shard: Shard
+    anew: bool
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """What became of each picture, as it does."""
+        home = self.shard.home(self.out)
+        facts: dict[str, Any] = {"kirie": __version__, "predictor": fingerprint(self.predictor)}
+        facts |= {"save": list(self.kinds), "categories": list(self.categories), "shards": self.shard.of}
+        with open_manifest(home, self.out, facts, self.files, anew=self.anew) as manifest:
+            for file, entry in zip(self.files, manifest.done, strict=False):
+                written = tuple(self.out / name for name in entry.written)
+                yield Outcome(file.path, written, entry.error, earlier=True)
+            if not manifest.finished:
+                yield from self._predicted(Growing(home, manifest.ends), manifest)
+        if self.shard.of > 1 and join_shards(self.out, self.shard.of, facts):
+            say(f"all {self.shard.of} shards are done, and joined in {self.out}")
+
+    def _predicted(self, growing: Growing, manifest: Manifest) -> Iterator[Outcome]:
+        """Predicts the pictures that are not done yet."""
+        model, files = self.predictor.model, self.files[len(manifest.done) :]
+        run = Run(self.out, model.classes, model.in_channels, self.categories, growing)
+
+        def read(index: int) -> tuple[list[Any], Picture | KirieError]:
+            state = files[index].state()
+            try:
+                return state, read_image(files[index].path, run.channels)
+            except KirieError as error:
+                return state, error
+
+        pictures, noting = tracked(read_ahead(read, len(files)), "predicting", len(files)), True
+        with ExitStack() as stack:
+            writers = [stack.enter_context(kind.opened(run)) for kind in self.kinds.values()]
+            manifest.begin(growing.frames)
+            for batch in in_batches(zip(files, pictures, strict=True), self.predictor.batch_size):
+                results = iter(_results(self.predictor, [p for _, (_, p) in batch if not isinstance(p, KirieError)]))
+                for file, (state, picture) in batch:
+                    result = picture if isinstance(picture, KirieError) else next(results)
+                    written: list[Path] = []
+                    told = str(result) if isinstance(result, KirieError) else None
+                    if not isinstance(picture, KirieError) and told is None:
+                        try:
+                            for write in writers:
+                                written += write(Predicted(*file, picture, result))
+                        except KirieError as error:
+                            told, noting = str(error), False  # with more room another run may do better
+                    if noting:
+                        names = [path.relative_to(self.out).as_posix() for path in written]
+                        manifest.add(state, Entry(names, told, growing.ends))
+                    yield Outcome(file.path, tuple(written), told)
+        if noting:
+            manifest.finish()
 
 
 def _results(predictor: Predicts, pictures: Sequence[Picture]) -> list[Any]:

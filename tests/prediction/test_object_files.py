@@ -19,11 +19,12 @@ from pycocotools.cocoeval import COCOeval
 from kirie.classes import Classes
 from kirie.coco_words import category_ids
 from kirie.errors import KirieError
-from kirie.files import growing_file
+from kirie.files import Frame, growing_file
 from kirie.masks import Crop, Masks
+from kirie.prediction.manifest import MANIFEST
 from kirie.prediction.naming import read_listing
 from kirie.prediction.object_files import yolo_labels
-from kirie.prediction.picture_files import Predicted, Run, save_ids
+from kirie.prediction.picture_files import Growing, Predicted, Run, save_ids
 from kirie.prediction.predict_files import predict_files
 from kirie.prediction.predictor import Predictor
 from kirie.results import Instances
@@ -52,7 +53,9 @@ def run(inputs, kinds, out="out", **options):
 
 
 def files_in(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
+    """All files but the manifest of what was done."""
+    names = (p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
+    return sorted(name for name in names if name != MANIFEST)
 
 
 def read(path):
@@ -227,7 +230,7 @@ def test_an_object_of_several_parts_is_one_line():
     bits[24:30, 10:20] = bits[26, 30] = False
     masks = Masks.from_dense(np.stack([bits, np.zeros_like(bits), ~bits]))
     result = Instances.from_masks(masks, [2, 0, 1], CLASSES)
-    with yolo_labels(Run(Path("out"), CLASSES, 3, CLASSES.ids)) as write_one:
+    with yolo_labels(Run(Path("out"), CLASSES, 3, CLASSES.ids, Growing(Path("out"), {}))) as write_one:
         write_one(Predicted(Path("a.png"), "a", "a.png", 1, np.zeros((40, 50, 3), np.uint8), result))
     (one, first), (other, second) = yolo_masks("out/a.txt", (40, 50))
     assert (one, other) == (2, 1) and np.array_equal(first, bits) and np.array_equal(second, ~bits)
@@ -367,7 +370,8 @@ def test_a_run_that_is_broken_off_leaves_earlier_files_and_no_half_ones():
     outcomes = predict_files(Predictor(Finder(), device="cpu"), ["*.png"], "out", kinds=["coco", "csv", "yolo"])
     next(outcomes)
     outcomes.close()
-    assert files_in("out") == ["0.txt", "results.json"]
+    hidden = [f".{name}.part" for name in ("counts.csv", "images.json", "objects.csv", "results.json")]
+    assert files_in("out") == [*hidden, "0.txt", "results.json"]
     assert Path("out/results.json").read_text() == "earlier"
 
 
@@ -418,28 +422,41 @@ def test_objects_are_never_made_dense(monkeypatch):
 
 
 def test_a_growing_file_is_put_in_place_at_the_end():
-    with growing_file("a.json", "[", "]", ", ") as add:
+    with growing_file("a.json", Frame("[", "]", ", ")) as file:
         for record in ("1", "2", '"ü"'):
-            add(record)
+            file.add(record)
             assert not Path("a.json").exists()
     assert Path("a.json").read_text("utf-8") == '[1, 2, "ü"]'
-    with growing_file("b.csv", "head\n"):
+    with growing_file("b.csv", Frame("head\n")):
         pass
     assert Path("b.csv").read_text() == "head\n"
 
 
 def test_a_record_that_is_refused_leaves_the_others():
-    with small_disk(60), growing_file("a.json", "[\n", "\n]\n", ",\n") as add:
-        add("1")
+    with small_disk(60), growing_file("a.json", Frame("[\n", "\n]\n", ",\n")) as file:
+        file.add("1")
         with pytest.raises(KirieError, match=r"a\.json"):
-            add("9" * 100)
-        add("2")
+            file.add("9" * 100)
+        file.add("2")
     assert read("a.json") == [1, 2]
 
 
-def test_a_growing_file_that_is_broken_off_leaves_nothing():
-    Path("a.json").write_text("earlier")
-    with pytest.raises(ZeroDivisionError), growing_file("a.json", "[", "]") as add:
-        add("1")
+def broken_off(name, *records):
+    """A growing file that gets some records, and where it ended after the first two of them."""
+    ends = []
+    with pytest.raises(ZeroDivisionError), growing_file(name, Frame("[", "]", ", ")) as file:
+        for record in records:
+            file.add(record)
+            ends.append(file.end)
         _ = 1 / 0
-    assert files_in(".") == ["a.json"] and Path("a.json").read_text() == "earlier"
+    return ends[1]
+
+
+def test_a_growing_file_that_is_broken_off_leaves_the_earlier_one_and_goes_on():
+    Path("a.json").write_text("earlier")
+    end = broken_off("a.json", "1", "2", "3")
+    assert Path("a.json").read_text() == "earlier" and Path(".a.json.part").read_text() == "[1, 2, 3]"
+    with growing_file("a.json", Frame("[", "]", ", "), end=end) as file:
+        assert Path(".a.json.part").read_text() == "[1, 2]"
+        file.add("4")
+    assert files_in(".") == ["a.json"] and Path("a.json").read_text() == "[1, 2, 4]"

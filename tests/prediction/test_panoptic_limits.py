@@ -73,7 +73,7 @@ def test_the_command_line_writes_panoptic_results(model, capsys):
     Image.fromarray(picture()).save("a.png")
     words = ("--out", "cut", "--device", "cpu", "--save", "coco,csv", "--stuff-area", "1", "--threshold", "1")
     code, out, err = run_cli(capsys, "predict", "panoptic.safetensors", "a.png", *words)
-    assert (code, out, err) == (0, "1 predicted into cut\n", "")
+    assert (code, err) == (0, "") and out.startswith("1 predicted into cut, ")
     (entry,) = json.loads(Path("cut/panoptic_results.json").read_text())["annotations"]
     result = Predictor(model, device="cpu", threshold=1.0)([picture()])[0]
     assert [row["area"] for row in entry["segments_info"]] == [segment.area for segment in result.segments]

@@ -13,6 +13,7 @@ from tiny import CLASSES, SIZE, blobs, colour_unet, painted, random_unet
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.models.parts.semantic import SemanticRaw
+from kirie.prediction.manifest import MANIFEST
 from kirie.prediction.predict_files import find_images, predict_files
 from kirie.prediction.predictor import Predictor
 from kirie.results import SemanticMap
@@ -39,7 +40,9 @@ def run(inputs, out="out", model=None, kinds=("labels",), scores=False):
 
 
 def files_in(folder):
-    return sorted(p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
+    """All files but the manifest of what was done."""
+    names = (p.relative_to(folder).as_posix() for p in Path(folder).rglob("*") if p.is_file())
+    return sorted(name for name in names if name != MANIFEST)
 
 
 @contextmanager

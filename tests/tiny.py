@@ -23,7 +23,7 @@ SIZE = (24, 32)
 
 def colour_unet(classes=CLASSES, in_channels=3):
     """A U-Net whose logits are the channels of the picture: the class of a pixel is its strongest channel."""
-    model = UNet(in_channels, classes, width=max(in_channels, len(classes)), depth=1, norm=False)
+    model = UNet(in_channels, classes, width=max(in_channels, len(classes)), depth=1, norm="none")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()

@@ -12,6 +12,7 @@ their weights; `valid=True` gives the paper's own form, in which 572 x 572 pixel
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -27,19 +28,30 @@ from kirie.models.parts.encoder import Encoder, build_encoder, padded
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw
 
 MAX_DEPTH = 8
+GROUP = 8  # channels that share one mean and deviation in group norm
+NORMS = ("batch", "group", "none")
+
+
+def _norm(kind: str, channels: int) -> list[nn.Module]:
+    """What follows a convolution of so many channels: nothing for "none"."""
+    if kind == "none":
+        return []
+    if kind == "batch":
+        return [nn.BatchNorm2d(channels)]
+    return [nn.GroupNorm(math.gcd(channels, max(1, channels // GROUP)), channels)]
 
 
 class DoubleConv(nn.Sequential):
-    """Two 3 x 3 convolutions, each followed by batch norm (unless `norm` is off) and ReLU; (B, C, H, W) keeps H, W."""
+    """Two 3 x 3 convolutions, each followed by a norm of `NORMS` and ReLU; (B, C, H, W) keeps H, W."""
 
     def __init__(
-        self, in_channels: int, channels: int, middle: int | None = None, *, bias: bool, valid: bool, norm: bool
+        self, in_channels: int, channels: int, middle: int | None = None, *, bias: bool, valid: bool, norm: str
     ) -> None:
         middle = middle or channels
         layers: list[nn.Module] = []
         for before, after in ((in_channels, middle), (middle, channels)):
             layers.append(nn.Conv2d(before, after, 3, padding=0 if valid else 1, bias=bias))
-            layers += [nn.BatchNorm2d(after)] if norm else []
+            layers += _norm(norm, after)
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 
@@ -48,7 +60,7 @@ class Up(nn.Module):
     """One step up: twice the size, joined with the skip, two convolutions."""
 
     def __init__(
-        self, in_channels: int, skip: int, channels: int, *, up: str, bias: bool, valid: bool, norm: bool
+        self, in_channels: int, skip: int, channels: int, *, up: str, bias: bool, valid: bool, norm: str
     ) -> None:
         super().__init__()
         self.up: nn.Module
@@ -88,8 +100,10 @@ class UNet(SemanticModel):
         width: channels at full resolution, doubled at each step down (None: 64, or 16 with an encoder).
         depth: steps down (None: 4); with an encoder, how many of its stages are used (None: all).
         up: "transposed" (learned 2 x 2 transposed convolution) or "bilinear".
-        bias: whether the 3 x 3 convolutions have biases (batch norm makes them superfluous, some releases have them).
-        norm: whether batch norm follows each 3 x 3 convolution (the paper has none).
+        bias: whether the 3 x 3 convolutions have biases (a norm makes them superfluous, some releases have them).
+        norm: what follows each 3 x 3 convolution: "batch" norm; "group" norm of 8 channels each (Wu and He, ECCV 2018),
+            which sees a picture alone and so suits pictures that differ much, and small batches; or "none", as in the
+            paper.
         valid: the paper's convolutions without padding. Pictures are mirrored outwards first, so that the logits
             cover the whole picture; `network` gives the bare 572 -> 388 form.
         skip: whether the skip connections are there; without them it is the plain encoder-decoder that the U-Net is
@@ -116,7 +130,7 @@ class UNet(SemanticModel):
         depth: int | None = None,
         up: str = "transposed",
         bias: bool = True,
-        norm: bool = True,
+        norm: str = "batch",
         valid: bool = False,
         skip: bool = True,
         standardise: bool = False,
@@ -190,8 +204,10 @@ class UNet(SemanticModel):
 
 
 def _check(arguments: Mapping[str, Any]) -> None:
-    for name in ("bias", "norm", "valid", "skip", "standardise"):
+    for name in ("bias", "valid", "skip", "standardise"):
         check_flag(name, arguments[name])
+    if arguments["norm"] not in NORMS:
+        raise KirieError(f"norm must be {', '.join(NORMS[:-1])} or {NORMS[-1]}, got {arguments['norm']!r:.80}.")
     check_whole("width", arguments["width"], 1, 1024)
     if arguments["depth"] is not None:
         check_whole("depth", arguments["depth"], 1, MAX_DEPTH)

@@ -76,8 +76,8 @@ def test_parameters_of_the_bilinear_network_counted_by_hand():
 
 def test_parameters_without_norm_and_of_the_paper():
     norms = 2 * 2 * (2 * (64 + 128 + 256 + 512) + 1024)  # weight and bias of two norms in each double convolution
-    assert parameters(outline(3, 2, norm=False)) == 31_043_586 - norms
-    assert parameters(outline(1, 2, norm=False, valid=True)) == 31_043_586 - norms - 2 * 9 * 64
+    assert parameters(outline(3, 2, norm="none")) == 31_043_586 - norms
+    assert parameters(outline(1, 2, norm="none", valid=True)) == 31_043_586 - norms - 2 * 9 * 64
 
 
 def test_width_and_depth_shape_the_network():
@@ -117,7 +117,7 @@ def test_valid_and_padded_at_other_depths(depth):
 
 @torch.no_grad()
 def test_the_paper_turns_572_pixels_into_388():
-    model = small(width=2, in_channels=1, valid=True, norm=False).eval()
+    model = small(width=2, in_channels=1, valid=True, norm="none").eval()
     assert model.network(torch.rand(1, 1, 572, 572)).shape == (1, 2, 388, 388)
 
 
@@ -289,9 +289,22 @@ def test_depth_cuts_the_encoder():
 
 @torch.no_grad()
 def test_an_encoder_with_bilinear_steps_and_without_norm():
-    model = small(encoder="resnet18", depth=3, up="bilinear", norm=False, bias=False).eval()
+    model = small(encoder="resnet18", depth=3, up="bilinear", norm="none", bias=False).eval()
     assert model(torch.rand(1, 3, 37, 50)).logits.shape == (1, 2, 37, 50)
     assert not [n for n, _ in model.up.named_parameters() if "bias" in n]
+
+
+@torch.no_grad()
+def test_group_norm_sees_each_picture_alone_in_training_too():
+    images = torch.stack([torch.rand(3, 32, 48), 0.1 * torch.rand(3, 32, 48)])
+    for norm, alike in (("group", True), ("batch", False)):
+        torch.manual_seed(0)
+        model = small(norm=norm, bias=False).train()
+        together, alone = model(images).logits[:1], model(images[:1]).logits
+        assert torch.allclose(together, alone, atol=1e-5) == alike
+    groups = [m for m in small(width=16, norm="group").modules() if isinstance(m, torch.nn.GroupNorm)]
+    assert {(m.num_channels, m.num_channels // m.num_groups) for m in groups} >= {(16, 8), (32, 8)}
+    assert parameters(small(width=12, norm="group")) == parameters(small(width=12)), "a weight and a bias a channel"
 
 
 # ---- arguments
@@ -310,7 +323,8 @@ def test_an_encoder_with_bilinear_steps_and_without_norm():
         ({"up": "nearest"}, '"transposed" or "bilinear", got \'nearest\''),
         ({"up": None}, '"transposed" or "bilinear"'),
         ({"bias": "no"}, "bias must be true or false, got 'no'"),
-        ({"norm": 1}, "norm must be true or false"),
+        ({"norm": True}, "norm must be batch, group or none, got True"),
+        ({"norm": "layer"}, "norm must be batch, group or none, got 'layer'"),
         ({"valid": None}, "valid must be true or false"),
         ({"valid": True, "encoder": "resnet18"}, "cannot have an encoder"),
         ({"encoder": "resnet18", "depth": 6}, "resnet18"),

@@ -175,7 +175,7 @@ def test_bf16_computes_in_bf16_and_learns_as_well(recipe_for, tmp_path):
 
 def test_accumulated_batches_are_one_large_batch(recipe_for, tmp_path):
     # Without batch norm the two differ by rounding alone: 24 draws are 3 batches of 8, or 6 of 4.
-    plain = ("model.arguments.norm=false",)
+    plain = ("model.arguments.norm=none",)
     common = {"draws": 2, "epochs": 2, "loss": "ce", "optimiser": "sgd", "learning_rate": 0.1, "precision": "fp32"}
     fit(recipe_for(*plain, batch_size=8, **common), tmp_path / "large")
     fit(recipe_for(*plain, batch_size=4, accumulate=2, **common), tmp_path / "small")

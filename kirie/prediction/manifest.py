@@ -131,6 +131,15 @@ def open_manifest(
         ) from error
 
 
+def is_finished(file: BinaryIO) -> bool:
+    """Whether the last line of a manifest says that all is done; it is read from its beginning afterwards."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - len(END)))
+    found = file.read() == END
+    file.seek(0)
+    return found
+
+
 def _line(facts: Mapping[str, Any]) -> bytes:
     return json.dumps({"run": dict(facts)}).encode() + b"\n"
 
@@ -139,8 +148,7 @@ def _noted(
     file: BinaryIO, home: Path, out: Path, facts: Mapping[str, Any], files: Sequence[File]
 ) -> tuple[list[Entry], int, bool]:
     """What was done, where its lines end, and whether that is all."""
-    finished = _ends_well(file)
-    file.seek(0)
+    finished = is_finished(file)
     if file.readline() != _line(facts):
         return [], 0, False
     sizes: dict[str, int] = {}
@@ -180,12 +188,6 @@ def _size(path: Path, known: dict[str, int], *, finished: bool) -> int:
         with suppress(OSError):
             known[path.name] = (path if finished else part_of(path)).stat().st_size
     return known[path.name]
-
-
-def _ends_well(file: BinaryIO) -> bool:
-    size = file.seek(0, 2)
-    file.seek(max(0, size - len(END)))
-    return file.read() == END
 
 
 def _lock(file: BinaryIO, path: Path) -> None:

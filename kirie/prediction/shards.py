@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from kirie.errors import KirieError
 from kirie.files import Frame, whole_file
-from kirie.prediction.manifest import END, MANIFEST
+from kirie.prediction.manifest import END, MANIFEST, is_finished
 
 MOST = 10_000
 FOLDER = "shards"
@@ -64,10 +64,7 @@ def join_shards(out: Path, shards: int, facts: Mapping[str, Any]) -> bool:
         with ExitStack() as stack:
             manifests = [stack.enter_context((home / MANIFEST).open("rb")) for home in homes]
             for file in manifests:
-                if file.seek(0, 2) < len(END) or file.seek(-len(END), 2) is None or file.read() != END:
-                    return False
-                file.seek(0)
-                if json.loads(file.readline()) != {"run": dict(facts)}:
+                if not is_finished(file) or json.loads(file.readline()) != {"run": dict(facts)}:
                     return False
             frames = [json.loads(file.readline())["files"] for file in manifests]
             ends = list(_in_order(manifests))

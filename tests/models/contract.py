@@ -75,7 +75,6 @@ OPTIONS = [  # of a model's own or of its encoder: parts that do not learn, and 
     ("segformer", {"frozen_stages": 2}),
     ("semantic_fpn", {"encoder_options": {"norm_eps": 0.01, "frozen_stages": 3}}),
     ("unet", {"encoder": "test_efficientnet", "depth": 3, "encoder_options": {"frozen_stages": 1}}),
-    ("unet", {"norm": "group"}),
     ("yolact", {"square": False, "encoder_options": {"frozen_stages": 1}}),
 ]
 RESULTS = {"semantic": SemanticMap, "instance": Instances, "panoptic": PanopticMap}

@@ -101,7 +101,7 @@ def test_recipe_and_scores_may_be_left_out(model, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"classes": 1}, {"valid": True, "norm": "none"}, {"encoder": "resnet18", "depth": 3},
+        {"classes": 1}, {"valid": True, "norm": "none"}, {"norm": "group"}, {"encoder": "resnet18", "depth": 3},
         {"encoder": "convnext_atto", "in_channels": 1}, {"classes": Classes(("a", "b")), "binary": True},
     ],
 )  # fmt: skip

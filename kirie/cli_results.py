@@ -300,10 +300,8 @@ def run_prediction(
             failed += 1
             complain(outcome.error)
     rate = (done + failed - earlier) / (time.perf_counter() - begun)
-    told = [f"{done} predicted into {out}", *([f"{failed} failed"] if failed else [])]
-    told.append(f"{earlier} by an earlier run" if earlier else "")
-    told.append(f"{rate:.3g} pictures a second" if rate else "")
-    print(", ".join(filter(None, told)))
+    more = {f"{failed} failed": failed, f"{earlier} by an earlier run": earlier, f"{rate:.3g} pictures a second": rate}
+    print(", ".join([f"{done} predicted into {out}", *(words for words, number in more.items() if number)]))
     return 1 if failed else 0
 
 

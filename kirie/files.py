@@ -26,27 +26,39 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     Raises:
         KirieError: when the system refuses to write (no space, no permission, not a folder...).
     """
-    target = Path(path)
     stand_in: Path | None = None
+    try:
+        with _replacing(path) as target:
+            free = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(8)}{target.suffix}")
+            free.touch(exist_ok=False)
+            stand_in, mode = free, free.stat().st_mode
+            yield stand_in
+            stand_in.chmod(mode)  # a writer may have put a file of its own in this place, closed to others
+            stand_in.replace(target)
+    finally:
+        if stand_in is not None:
+            with suppress(OSError):
+                stand_in.unlink(missing_ok=True)
+
+
+@contextmanager
+def _replacing(path: str | Path) -> Iterator[Path]:
+    """A path whose file is about to be replaced, in a folder that is there.
+
+    Raises:
+        KirieError: when it is no file, or the system refuses something within the block.
+    """
+    target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
             raise KirieError(f"{target} is a folder or a device; give the name of a file to write.")
-        free = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(8)}{target.suffix}")
-        free.touch(exist_ok=False)
-        stand_in, mode = free, free.stat().st_mode
-        yield stand_in
-        stand_in.chmod(mode)  # a writer may have put a file of its own in this place, closed to others
-        stand_in.replace(target)
+        yield target
     except OSError as error:
         raise KirieError(
             f"Cannot write {target}: {error.strerror or error}. Free some space or choose another place; "
             "earlier files are untouched."
         ) from error
-    finally:
-        if stand_in is not None:
-            with suppress(OSError):
-                stand_in.unlink(missing_ok=True)
 
 
 class Frame(NamedTuple):
@@ -114,20 +126,11 @@ def growing_file(path: str | Path, frame: Frame, *, end: int | None = None) -> I
     Raises:
         KirieError: when the system refuses to write.
     """
-    target = Path(path)
-    part = part_of(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.exists() and not target.is_file():
-            raise KirieError(f"{target} is a folder or a device; give the name of a file to write.")
+    with _replacing(path) as target:
+        part = part_of(target)
         with part.open("w+b" if end is None else "r+b", buffering=0) as file:
             yield GrowingFile(file, target, frame, end)
         part.replace(target)
-    except OSError as error:
-        raise KirieError(
-            f"Cannot write {target}: {error.strerror or error}. Free some space or choose another place; "
-            "earlier files are untouched."
-        ) from error
 
 
 def part_of(path: Path) -> Path:

@@ -37,7 +37,7 @@ MOST_BYTES = 2**31  # of probabilities that are kept; of more pictures an even c
 GAIN = 1e-4  # what a change must bring to be worth it
 THREADS = 4  # that score pictures side by side; what they call lets others run meanwhile
 
-VALUES: dict[str, tuple[Any, ...]] = {  # in the order in which they are tried, which is that of their application
+VALUES: dict[str, tuple[Any, ...]] = {  # in the order in which they are tried
     "threshold": tuple(round(0.05 * step, 2) for step in range(2, 19)),  # 0.1 to 0.9
     "cut": (0, 1, 2, 3, 4, 5),
     "neck": (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9),

@@ -1,8 +1,8 @@
 """The best threshold and clean-up of a trained semantic model, found on pictures that it has not learned from.
 
-The model runs once. What it is sure of is kept, and the settings are tried on that, one after another: the threshold
-first, then each rule at the best of those before it; and once more around what was found, since the best threshold
-depends on what is cut and removed after it.
+The model runs once. What it is sure of is kept, and the settings are tried on that, one after another, each at the best
+of those before it; and once more around what was found. Where objects are counted, specks and holes go first:
+a threshold would else be chosen for how few specks it leaves.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from kirie.classes import Classes
 from kirie.cleanup import CleanupSettings, clean, foreground, objects
 from kirie.data.dataset import Dataset
+from kirie.data.splits import canonical
 from kirie.drawing.curves import figure_png, lines_figure
 from kirie.errors import KirieError
 from kirie.files import whole_file
@@ -37,16 +38,19 @@ MOST_BYTES = 2**31  # of probabilities that are kept; of more pictures an even c
 GAIN = 1e-4  # what a change must bring to be worth it
 THREADS = 4  # that score pictures side by side; what they call lets others run meanwhile
 
-VALUES: dict[str, tuple[Any, ...]] = {  # in the order in which they are tried
+VALUES: dict[str, tuple[Any, ...]] = {
+    "smallest": (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+    "fill_holes": (0, 16, 64, 256, 1024, 4096),
     "threshold": tuple(round(0.05 * step, 2) for step in range(2, 19)),  # 0.1 to 0.9
     "cut": (0, 1, 2, 3, 4, 5),
     "neck": (0.0, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9),
-    "fill_holes": (0, 16, 64, 256, 1024, 4096),
-    "smallest": (0, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
     "opening": (0, 1, 2, 3),
     "closing": (0, 1, 2, 3),
 }
-OF_OBJECTS = ("cut", "neck")  # matter only where objects are told apart
+ORDER = {  # in which they are tried, by the task
+    "semantic": ("threshold", "fill_holes", "smallest", "opening", "closing"),
+    "instance": ("smallest", "fill_holes", "threshold", "cut", "neck", "opening", "closing"),
+}
 
 METRICS = {"iou": "semantic", "dice": "semantic", "miou": "semantic", "boundary": "semantic", "matching": "instance"}
 
@@ -64,7 +68,7 @@ class Tuned:
         before: the metric with the clean-up that the model had, or none.
         after: with the one found.
         settings: the one found.
-        curve: the metric by threshold, of the threshold alone.
+        curve: the metric by threshold, at the best of what is tried before it (`ORDER`).
     """
 
     metric: str
@@ -102,7 +106,7 @@ def tune(
     """
     if metric not in METRICS:
         raise KirieError(f"There is no metric {metric!r:.60} to tune by; expected {', '.join(METRICS)}.")
-    if split == "test":
+    if canonical(split) == "test":
         raise KirieError(
             "The test split is for the last measurement: settings chosen on it would flatter the model. Tune on val."
         )
@@ -117,7 +121,7 @@ def tune(
     scored = partial(_score, seen, model.classes, known, metric)
     before = scored(had or CleanupSettings())
     search = _Search(scored)
-    names = [name for name in VALUES if METRICS[metric] == "instance" or name not in OF_OBJECTS]
+    names = ORDER[METRICS[metric]]
     curve = {name: search.along(name, VALUES[name]) for name in names}["threshold"]
     for name in names:
         search.along(name, search.beside(name))

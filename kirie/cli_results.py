@@ -97,6 +97,7 @@ def evaluate(
         as_json=as_json,
         changes=changes,
         limits=limits,
+        folds=bool(folds),
     )
 
 
@@ -111,12 +112,19 @@ def show_evaluation(
     as_json: bool,
     changes: Sequence[str] | None = None,
     limits: Mapping[str, Any] | None = None,
+    folds: bool = False,
 ) -> None:
-    """Measures a model, writes its report and prints the numbers."""
+    """Measures a model, or with `folds` those of a k-fold training, writes its report and prints the numbers."""
     from kirie.prediction.evaluate import evaluate as measure
-    from kirie.prediction.evaluate import folder_settings, open_for
+    from kirie.prediction.evaluate import folder_settings, learned_from, open_for
 
     dataset = open_for(model, data, split, typed_settings(data, changes, folder_settings(model)))
+    if folds and learned_from(model, data) and getattr(dataset, "split", None) != "test":
+        raise KirieError(
+            f"All but one of the models in {name} have learned from each of these pictures, so that a score on them "
+            f"would flatter: {Path(name) / 'folds.csv'} has what each was measured at on its own part. Measure the "
+            "ensemble on a test split (--split test) or on other data."
+        )
     report = measure(model, dataset, out=out, device=device, name=name, **(limits or {}))
     chosen = getattr(dataset, "split", None)
     if as_json:

@@ -98,6 +98,12 @@ def write_recipe(recipe: Recipe) -> str:
     return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None))
 
 
+def one_line(value: Any) -> str:
+    """A value of a recipe as YAML on one line."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def recipe_values(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))

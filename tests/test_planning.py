@@ -86,6 +86,22 @@ def test_facts_of_pictures_with_an_up_and_a_down():
     assert data_facts(SampleList({"train": same}, "train"), 3).upright < 0.03
 
 
+def test_sparse_foreground_tells_up_from_down_only_where_many_pictures_agree():
+    classes, rng = Classes(("background", "cell")), np.random.default_rng(0)
+
+    def upright(tops):
+        samples = []
+        for number, top in enumerate(tops):
+            labels = np.zeros((64, 64), np.uint8)
+            labels[top : top + 4, 20:24] = 1
+            samples.append(Sample(np.zeros((64, 64, 3), np.uint8), SemanticMap(labels, classes), f"{number}"))
+        return data_facts(SampleList({"train": samples}, "train"), 0).upright
+
+    assert upright(rng.integers(34, 60, 20)) == 1
+    assert upright(rng.permutation([10] * 10 + [50] * 10)) == 0
+    assert upright([10] * 11 + [50] * 9) == 0, "by chance"
+
+
 def test_patches_without_foreground_are_counted():
     labels = np.zeros((1024, 1024), np.uint8)
     labels[:8, :8] = 1
@@ -216,6 +232,16 @@ def test_a_model_grows_with_the_time():
     assert [width(minutes) for minutes in (2, 15, 600)] == [16, 32, 64]
 
 
+def test_the_text_is_the_recipe_whatever_is_asked_and_however_the_data_are_called():
+    asked = ["model.name=deeplabv3plus", "model.arguments.encoder_options.output_stride=8",
+             "model.arguments.encoder_options.x=1", "train.epochs=1"]  # fmt: skip
+    made = make_plan(case(), "1e5", minutes=1, pace_of=lambda *_: PACE, changes=asked)
+    assert parse_recipe(yaml.safe_load(made.text())) == made.recipe and made.recipe.data.path == "1e5"
+    assert made.text().count("encoder_options") == 1
+    with pytest.raises(KirieError, match="entries of model one by one"):
+        planned(changes=["model={name: unet}"])
+
+
 @pytest.mark.parametrize("minutes", [0, -3, float("nan"), float("inf")])
 def test_no_time_is_refused(minutes):
     with pytest.raises(KirieError, match="more than 0 minutes"):
@@ -269,6 +295,7 @@ def test_kirie_plan(tmp_path, monkeypatch, capsys):
         (("data", "--task", "instance"), "task 'instance'"),
         (("data", "--model", "resnet"), "there is no 'resnet'"),
         (("data", "--task", "semantic", "--model", "yolact"), "yolact learns instance"),
+        (("data", "--device", "foo"), "no device 'foo'"),
         (("nothing",), "nothing"),
     ):
         status, _, err = run_cli(capsys, "plan", *words)
@@ -292,3 +319,26 @@ def test_objects_are_learned_as_the_labels_have_them_or_as_asked(tmp_path):
     as_map = plan(tmp_path, changes=asked, task="semantic")
     assert as_map.recipe.model.name == "unet" and as_map.recipe.data.task == "semantic"
     assert plan(tmp_path, changes=asked, model="unet").recipe.data.task == "semantic"
+
+
+def test_labels_that_serve_one_task_alone_are_planned_for_it(tmp_path, monkeypatch):
+    """As those of COCO panoptic data whose PNGs hold categories and no segments."""
+    data = make_data(tmp_path)
+    opened = []
+
+    def panoptic_first(path, split=None, *, task=None, settings=None):
+        opened.append(task)
+        dataset = open_dataset(path, split, task="semantic", settings=settings)
+        if task is None:
+            monkeypatch.setattr(dataset, "task", "panoptic")
+            monkeypatch.setattr(type(dataset), "__getitem__", broken)
+        else:
+            monkeypatch.undo()
+        return dataset
+
+    def broken(self, index):
+        raise KirieError("no segments")
+
+    monkeypatch.setattr("kirie.training.planned.open_dataset", panoptic_first)
+    made = plan(data, task="semantic", changes=["train.epochs=1"])
+    assert opened == [None, "semantic"] and made.recipe.data.task == "semantic"

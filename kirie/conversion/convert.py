@@ -121,7 +121,8 @@ def convert(
     pictures = list(_pictures(parts, one_folder=form.one_folder))
     fixes: list[Fix] = []
     if fix:
-        out = leaks([(each.dataset, each.number, each.split) for each in pictures])
+        channels = (settings or FolderSettings()).channels
+        out = leaks([(each.dataset, each.number, each.split) for each in pictures], channels=channels)
         gone = {leak.place for leak in out}
         fixes += [leak.fix for leak in out]
         pictures = [each for place, each in enumerate(pictures) if place not in gone]

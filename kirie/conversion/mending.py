@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +25,7 @@ from kirie.reading.images import read_image
 from kirie.results import Instances
 
 FIXES = "fixes.csv"
-RANK = {"train": 0, "": 0, "val": 1, "test": 2}  # a picture in two splits stays in the later one
+RANK = {"train": 0, "val": 1, "test": 2}  # a picture in two splits stays in the later one
 
 
 class Fix(NamedTuple):
@@ -42,36 +45,65 @@ class Fix(NamedTuple):
 
 
 class Leak(NamedTuple):
-    """A picture that another split has too: which of those given, and what to tell of it."""
+    """A picture that another split has too.
+
+    Attributes:
+        place: which of those given.
+        fix: what to tell of it.
+    """
 
     place: int
     fix: Fix
 
 
-def leaks(pictures: Sequence[tuple[Dataset, int, str]]) -> list[Leak]:
+def leaks(pictures: Sequence[tuple[Dataset, int, str]], *, channels: int = 3) -> list[Leak]:
     """The pictures that another split has too, the same or one that looks like it: those to be left out.
 
     Args:
-        pictures: data set, number in it, and split of each.
+        pictures: data set, number in it, and split of each; '' for none, which is compared with nothing.
+        channels: that the pictures are read with.
     """
-    seen, files = Lookalikes(), [_file(dataset, number) for dataset, number, _ in pictures]
+    files = [_file(dataset, number) for dataset, number, _ in pictures]
+    found: dict[int, Leak] = {}
+
+    def note(first: int, second: int, how: str) -> None:
+        out, stays = sorted((first, second), key=lambda place: RANK[pictures[place][2]])
+        dataset, number, split = pictures[out]
+        twin, twin_number, twin_split = pictures[stays]
+        detail = f"like {twin.name(twin_number)} in {twin_split}: {how}"
+        found.setdefault(out, Leak(out, Fix(dataset.name(number), split, "left out: another split has it", detail)))
+
+    for first, second in _same_bytes(files, [split for _, _, split in pictures]):
+        note(first, second, "the same file")
+    seen = Lookalikes()
     places: list[int] = []
     for place, (_, _, split) in enumerate(tracked(pictures, "comparing pictures", len(pictures))):
         try:
             before = len(seen.files)
-            seen.add(files[place], split, read_image(files[place], 3))
+            seen.add(files[place], split, read_image(files[place], channels))
         except KirieError:
             continue  # writing tells of it
         places += [place] * (len(seen.files) - before)
-    found: dict[int, Leak] = {}
-    for first, second, way, share in seen.pairs():
-        out, stays = sorted((places[first], places[second]), key=lambda place: RANK[pictures[place][2]])
-        dataset, number, split = pictures[out]
-        twin, twin_number, twin_split = pictures[stays]
-        how = f"{WAYS[way]}, " if way else ""
-        detail = f"like {twin.name(twin_number)} in {twin_split}: {how}correlation {share:.3f}"
-        found.setdefault(out, Leak(out, Fix(dataset.name(number), split, "left out: another split has it", detail)))
-    return list(found.values())
+    for one, other, way, share in seen.pairs():
+        note(places[one], places[other], (f"{WAYS[way]}, " if way else "") + f"correlation {share:.3f}")
+    return [found[place] for place in sorted(found)]
+
+
+def _same_bytes(files: Sequence[str], splits: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Two places in different splits whose files are equal, however plain the pictures."""
+    by_size: dict[int, list[int]] = {}
+    for place, (file, split) in enumerate(zip(files, splits, strict=True)):
+        if split and os.path.isfile(file):
+            by_size.setdefault(os.path.getsize(file), []).append(place)
+    for alike in by_size.values():
+        if len({splits[place] for place in alike}) < 2:
+            continue
+        firsts: dict[bytes, list[int]] = {}
+        for place in alike:
+            with open(files[place], "rb") as opened:
+                firsts.setdefault(hashlib.file_digest(opened, "sha256").digest(), []).append(place)
+        for equal in firsts.values():
+            yield from (pair for pair in combinations(equal, 2) if splits[pair[0]] != splits[pair[1]])
 
 
 def mended(dataset: Dataset, number: int, split: str) -> tuple[Sample, list[Fix]]:
@@ -114,7 +146,8 @@ def write_fixes(folder: Path, fixes: Sequence[Fix]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(Fix._fields)
     writer.writerows(fixes)
-    write_text(folder / FIXES, text.getvalue())
+    # A file name that is no Unicode is written by the numbers of its bytes.
+    write_text(folder / FIXES, text.getvalue().encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _file(dataset: Dataset, number: int) -> str:

@@ -17,7 +17,9 @@ def parted(truth: Instances, gap: int) -> SemanticMap:
             already lose nothing unless they are nearer than this.
     """
     shown = to_semantic(truth)
-    ids = id_map(truth).astype(np.float32)  # OpenCV knows no int32 here; objects are few enough to be exact
+    ids = id_map(truth[~truth.crowd]).astype(
+        np.float32
+    )  # OpenCV knows no int32 here; objects are few enough to be exact
     reach = np.arange(-gap, gap + 1)
     disk = (reach[:, None] ** 2 + reach**2 <= gap**2).astype(np.uint8)
     inside = ids > 0

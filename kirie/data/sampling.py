@@ -253,7 +253,7 @@ def _cache_file(dataset: Dataset) -> Path | None:
         if not files:
             return None
         for role, name in sorted(files.items()):
-            digest.update(f"{role} {os.path.abspath(name)} {_stamp(name)}\n".encode())
+            digest.update(f"{role} {os.path.abspath(name)} {_stamp(name)}\n".encode("utf-8", "surrogateescape"))
     base = Path(os.environ.get("KIRIE_CACHE") or Path.home() / ".cache" / "kirie")
     return base / f"class-counts-{digest.hexdigest()[:32]}.npy"
 

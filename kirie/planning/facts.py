@@ -17,6 +17,7 @@ from kirie.results import Instances, PanopticMap, SemanticMap, id_map, to_instan
 LOOKED_AT = 64  # pictures of the training split, evenly chosen
 PATCH = 256  # pixels, of the patches that are looked into
 PATCHES = 8  # of each picture
+CHANCE = 1.5  # standard deviations of a sum over pictures, within which halves differ by chance
 COLOUR = 8  # levels between the channels of a pixel that has a colour
 
 
@@ -34,8 +35,9 @@ class DataFacts:
         shares: (K,) of all pixels that are not void.
         foreground: share of the pixels that are an object, a thing or any class but background.
         empty_patches: share of random patches of 256 x 256 pixels that hold none of it.
-        upright: how much the classes differ between the upper and the lower halves of the pictures, from 0 (pictures
-            without up and down) to 1: the total variation distance of their shares.
+        upright: how much the foreground differs between the upper and the lower halves of the pictures, from 0
+            (pictures without up and down) to 1 (each class lies in one half alone): the sum over its classes of the
+            difference in pixels, by all of its pixels. A class that lies above here and below there counts as even.
         brightness: the mean grey level of the darkest and the brightest picture (5 % and 95 %).
         objects: of the middle and of the fullest picture; None where labels do not tell objects apart.
         diameters: root of the area of the objects: 5 %, the middle, 95 %; None likewise.
@@ -156,8 +158,8 @@ class _Tally:
     def facts(self, pictures: int, measured: int) -> DataFacts:
         order = sorted(range(len(self.sizes)), key=lambda index: self.sizes[index][0] * self.sizes[index][1])
         height, width = self.sizes[order[len(order) // 2]]
-        upper, lower = np.sum(self.halves, axis=0)
-        total = upper + lower
+        halves = np.array(self.halves)  # (pictures, 2, K)
+        total = halves.sum((0, 1))
         areas = np.concatenate(self.areas) if self.areas else np.zeros(0, np.int64)
         inside = float(total[self.inner].sum() / max(total.sum(), 1))
         return DataFacts(
@@ -170,7 +172,7 @@ class _Tally:
             shares=tuple(float(share) for share in total / max(total.sum(), 1)),
             foreground=inside,
             empty_patches=float(np.mean(self.empty)),
-            upright=float(np.abs(_share(upper) - _share(lower)).sum() / 2),
+            upright=_upright(halves[..., self.inner]),
             brightness=_ends(self.means),
             objects=(int(np.median(self.counts)), max(self.counts)) if self.counts else None,
             diameters=_three(np.sqrt(areas)) if len(areas) else None,
@@ -187,8 +189,12 @@ class _Tally:
         return (int(there.min()), int(there.max())) if len(there) else None
 
 
-def _share(pixels: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    return np.asarray(pixels / max(pixels.sum(), 1), np.float64)
+def _upright(halves: npt.NDArray[np.int64]) -> float:
+    """See `DataFacts.upright`; of the pixels (pictures, 2, K) of the classes above and below."""
+    differ = halves[:, 0].astype(np.float64) - halves[:, 1]
+    total = np.abs(differ.sum(0))
+    told = total > CHANCE * np.sqrt((differ**2).sum(0))
+    return float(total[told].sum() / max(halves.sum(), 1))
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

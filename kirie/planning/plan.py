@@ -8,12 +8,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import yaml
-
 from kirie.errors import KirieError
 from kirie.planning.case import Case
 from kirie.planning.rules import ENOUGH_STEPS, LADDER, RULES
-from kirie.recipe import Recipe, parse_recipe, recipe_values
+from kirie.recipe import Recipe, one_line, parse_recipe, recipe_values
 
 MOST_EPOCHS = 60  # or so: an epoch is a share of the time, however few pictures there are
 MEASURED = 8  # times that a training is measured
@@ -51,7 +49,7 @@ class Plan:
         values, lines = recipe_values(self.recipe), [f"# {line}" for line in self.about]
         shown: dict[str, list[str]] = {section: [] for section in SECTIONS}
         for entry, why in self.reasons.items():
-            section, *names = entry.split(".")
+            section, *names = entry.split(".")[:3]  # what lies deeper is shown with the whole that it belongs to
             place = values[section]
             for name in names[:-1]:
                 place = place[name]
@@ -59,17 +57,13 @@ class Plan:
             above = f"{indent[2:]}{names[0]}:"
             if len(names) > 1 and above not in shown[section]:
                 shown[section].append(above)
-            shown[section] += _commented(f"{indent}{names[-1]}: {_inline(place[names[-1]])}", why, indent)
+            lines_of = _commented(f"{indent}{names[-1]}: {one_line(place[names[-1]])}", why, indent)
+            if lines_of[-1] not in shown[section]:
+                shown[section] += lines_of
         for section, entries in shown.items():
             if entries:
                 lines += [f"{section}:", *entries]
         return "\n".join(lines) + "\n"
-
-
-def _inline(value: Any) -> str:
-    """A value as YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _commented(line: str, why: str, indent: str) -> list[str]:
@@ -98,11 +92,17 @@ def make_plan(
         changes: entries that the user sets, such as "train.epochs=40"; they take the place of what the rules say.
 
     Raises:
-        KirieError: when a change does not fit, or the time is not above 0.
+        KirieError: when a change does not fit or is a whole section, or the time is not above 0.
     """
     if not 0 < minutes < math.inf:
         raise KirieError(f"A training takes more than 0 minutes, got {minutes}.")
     asked = {change.partition("=")[0].strip() for change in changes}
+    whole = [entry for entry in asked if entry in SECTIONS]
+    if whole:
+        raise KirieError(
+            f"A plan sets the entries of {whole[0]} one by one: give those that are to be otherwise, such as "
+            "train.epochs=40, and not the whole section."
+        )
     values: dict[str, Any] = {"data": {"path": path}}
     reasons: dict[str, str] = {"data.path": ""}
     for rule in RULES:

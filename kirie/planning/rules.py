@@ -44,7 +44,7 @@ LADDER: dict[str, tuple[tuple[str, tuple[Any, ...]], ...]] = {
 ENOUGH_STEPS = 2500  # of a training, after which a larger model is worth more than more steps
 
 SPARSE = 0.05  # share of pixels, below which foreground is rare
-UPRIGHT = 0.05  # difference of the halves of pictures, from which on they have an up and a down
+UPRIGHT = 0.05  # difference of the halves of pictures in foreground, from which on they have an up and a down
 EMPTY = 0.1  # share of random patches, from which on patches without foreground are too many
 RARE = 0.02  # share of pixels, below which a class is rare
 FEW_PICTURES = 30
@@ -104,7 +104,7 @@ def _changes(case: Case) -> dict[str, float]:
 
 def _changes_words(case: Case) -> str:
     facts, change = case.facts, _changes(case)
-    differ = f"upper and lower halves differ by {_percent(facts.upright)}"
+    differ = f"foreground of the upper and lower halves differs by {_percent(facts.upright)}"
     told = [differ + (": no up and down" if _flat(case) else ", so never upside down")]
     if "scale" in change and facts.diameters:
         told.append(f"objects of {facts.diameters[0]:.0f} to {facts.diameters[2]:.0f} pixels: scales")

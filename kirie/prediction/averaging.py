@@ -67,7 +67,8 @@ class Averaged:
         model: the first one.
 
     Raises:
-        KirieError: when the models do not go together, are panoptic, or there is no such way of `tta`.
+        KirieError: when the models do not go together, are panoptic, there is no such way of `tta`, or it scales
+            pictures that a model brings to one size.
     """
 
     def __init__(
@@ -99,6 +100,11 @@ class Averaged:
             )
         of_maps = [model.semantic if isinstance(model, RegionObjects) else model for model in models]
         self._maps = of_maps[0].task == "semantic"
+        if any(view.scale != 1 for view in self._views) and any(map(_resizes, of_maps)):
+            raise KirieError(
+                "--tta scales shows a picture in three sizes, but the model brings every picture to one size, so that "
+                "all three would look the same to it: take flip, flips or turns."
+            )
         settings: dict[str, Any] = {"device": device, "batch_size": batch_size, "scores": self._maps}
         if not self._maps and max_detections is not None:
             settings["max_detections"] = max_detections
@@ -223,6 +229,11 @@ def voted(answers: Sequence[Instances]) -> Instances:
     order = np.argsort(-np.array(means), kind="stable") if means else np.zeros(0, np.intp)
     chosen = np.array(kept, np.intp)[order]
     return replace(pooled[chosen], scores=np.array(means, np.float32)[order])
+
+
+def _resizes(model: SegmentationModel) -> bool:
+    """Whether a model sees every picture at one size."""
+    return model.inputs.short_side is not None or getattr(model, "input_size", None) is not None
 
 
 def _check_together(first: SegmentationModel, other: SegmentationModel) -> None:

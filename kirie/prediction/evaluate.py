@@ -229,15 +229,20 @@ def _data_section(model: SegmentationModel) -> Mapping[str, Any]:
 
 def _unseen_split(model: SegmentationModel, path: str | Path, splits: Sequence[str]) -> str | None:
     """The split to measure a model on: one that it has not learned from, where that is known; None for everything."""
-    section = _data_section(model)
-    home, val = section.get("path"), section.get("val")
+    val = _data_section(model).get("val")
     if "test" in splits:
         return "test"
-    if isinstance(home, str) and _same_place(home, path):
+    if learned_from(model, path):
         if not splits and folder_settings(model).test_fraction > 0:  # drawn by the seed
             return "test"
         return (canonical(val) if isinstance(val, str) else None) or "val"
     return "val" if "val" in splits else None
+
+
+def learned_from(model: SegmentationModel, path: str | Path) -> bool:
+    """Whether a model was trained on the data set of this path, as its recipe tells."""
+    home = _data_section(model).get("path")
+    return isinstance(home, str) and _same_place(home, path)
 
 
 def _same_place(one: str | Path, other: str | Path) -> bool:

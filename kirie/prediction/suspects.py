@@ -16,13 +16,13 @@ import numpy as np
 from kirie.data import open_dataset
 from kirie.data.dataset import Dataset, Sample
 from kirie.data.layouts import FolderSettings
-from kirie.data.splits import SPLITS
+from kirie.data.splits import SPLITS, canonical
 from kirie.drawing import contact_sheet, difference, draw
 from kirie.errors import KirieError, counted
 from kirie.matches import overlaps
 from kirie.models.contract import SegmentationModel
 from kirie.models.file import load, model_paths
-from kirie.prediction.evaluate import check_classes, folder_settings
+from kirie.prediction.evaluate import check_classes, folder_settings, learned_from
 from kirie.prediction.predictor import Predictor, read_ahead
 from kirie.progress import tracked
 from kirie.results import Instances, SemanticMap, to_semantic
@@ -60,6 +60,7 @@ class Suspect:
 class _Seen(NamedTuple):
     """A picture that was compared, and where it can be read again."""
 
+    predictor: Predictor
     dataset: Dataset
     number: int
     split: str
@@ -116,7 +117,8 @@ def find_suspects(
     for path in paths:
         model = load(path)
         parts = _parts(model, data, settings, folds=len(paths) > 1)
-        predictor = Predictor(model, device=device, scores=model.task == "semantic")
+        # What was cleaned up has no scores any more that say how sure the model is.
+        predictor = Predictor(model, device=device, scores=model.task == "semantic", cleanup=False)
         for split, dataset, learned in parts:
             check_classes(model, dataset)
             seen += _compared(predictor, dataset, split, learned)
@@ -127,9 +129,7 @@ def find_suspects(
     limit = max(usual + UNUSUAL * 1.4826 * float(np.median(np.abs(shares - usual))), LEAST)
     ranked = sorted((each for each in seen if each.share > limit), key=lambda each: -each.share)[:MOST]
     found = tuple(_suspect(each, usual) for each in ranked)
-    # The sheet is drawn with the first model: of folds, any of them shows where to look.
-    drawn = Predictor(load(paths[0]), device=device)
-    return Suspects(len(seen), found, _sheet(drawn, ranked[:12]) if ranked else None)
+    return Suspects(len(seen), found, _sheet(ranked[:12]) if ranked else None)
 
 
 def _parts(
@@ -144,7 +144,8 @@ def _parts(
         yield "val", whole.only("val"), False
         return
     section = (model.recipe or {}).get("data")
-    trained = section.get("train", "train") if isinstance(section, dict) else "train"
+    trained = section.get("train", "train") if isinstance(section, dict) and learned_from(model, data) else None
+    trained = canonical(trained) if isinstance(trained, str) else None
     for split in SPLITS:
         try:
             part = whole.only(split)
@@ -165,7 +166,7 @@ def _compared(predictor: Predictor, dataset: Dataset, split: str, learned: bool)
     for number, sample in enumerate(tracked(read_ahead(read, count), f"comparing {split}", count)):
         if sample is not None:
             share, why = _contradicted(predictor([sample.image])[0], sample)
-            yield _Seen(dataset, number, split, learned, share, why)
+            yield _Seen(predictor, dataset, number, split, learned, share, why)
 
 
 def _contradicted(result: Any, sample: Sample) -> tuple[float, str]:
@@ -205,11 +206,13 @@ def _suspect(each: _Seen, usual: float) -> Suspect:
     return Suspect(each.dataset.name(each.number), image, each.split, each.share, usual, each.why, each.learned)
 
 
-def _sheet(predictor: Predictor, ranked: Sequence[_Seen]) -> Any:
+def _sheet(ranked: Sequence[_Seen]) -> Any:
     cells: list[tuple[str, Sequence[Any]]] = []
     for each in ranked:
         sample = each.dataset[each.number]
         shown = sample.image[..., :3] if sample.image.shape[2] >= 3 else sample.image[..., :1]
-        result = replace(predictor([sample.image])[0], classes=each.dataset.classes)
+        result = replace(each.predictor([sample.image])[0], classes=each.dataset.classes)
+        if isinstance(result, Instances):
+            result = result[result.scores >= SURE]
         cells.append((sample.name, [shown, draw(sample.truth, shown), difference(result, sample.truth, shown)]))
     return contact_sheet(cells, columns=2, cell=(240, 720))

@@ -116,6 +116,11 @@ def tune(
         raise KirieError(f"Thresholds and clean-up are for semantic models; {path} is for task {model.task!r}.")
     known = foreground(model.classes)
     dataset = _opened(model, data, METRICS[metric], split)
+    if dataset.task != METRICS[metric]:
+        raise KirieError(
+            f"{metric} is measured on truth for task {METRICS[metric]!r}, the data are opened for {dataset.task!r}: "
+            "open them for that task, or give their path."
+        )
     had, model.cleanup = model.cleanup, None
     seen = _probabilities(Predictor(model, device=device, scores=True), dataset)
     scored = partial(_score, seen, model.classes, known, metric)
@@ -126,6 +131,10 @@ def tune(
     for name in names:
         search.along(name, search.beside(name))
     best, settings = (search.best, search.settings) if had is None or search.best > before else (before, had)
+    if best < 0:
+        raise KirieError(
+            f"{metric} cannot be measured: the {len(seen)} pictures of {split} show none of the foreground."
+        )
     found = Tuned(metric, len(seen), len(search.known), before, best, settings, curve)
     if write:
         model.cleanup = settings

@@ -13,6 +13,7 @@ from kirie.data.dataset import Dataset
 from kirie.data.layouts import FolderSettings
 from kirie.errors import KirieError
 from kirie.models import model_class
+from kirie.models.device import pick_device
 from kirie.planning.case import FIRST, Case
 from kirie.planning.facts import data_facts
 from kirie.planning.machine import this_machine
@@ -49,6 +50,8 @@ def plan(
         KirieError: when the data cannot be read or have nothing to learn from or to measure on, or the entries that
             are given do not fit.
     """
+    if device != "auto":
+        pick_device(device)
     if isinstance(data, str | Path):
         path = str(data)
     else:
@@ -69,11 +72,21 @@ def plan(
     chosen = learned or labels.task
     if base.data.task not in (None, chosen):
         raise KirieError(f"data.task is {base.data.task}, but {base.model.name} learns {chosen} truth: leave it out.")
+    as_learned = labels
+    if dataset is None and chosen != labels.task:
+        as_learned = _as_labelled(path, base.data.folder_settings(), chosen)
     training, measured = labels.only(base.data.train), len(labels.only(base.data.val))
+    try:
+        facts = data_facts(training, measured)
+    except KirieError:
+        if as_learned is labels:
+            raise
+        # Labels that cannot be read for all that their format serves may serve the task alone.
+        facts = data_facts(as_learned.only(base.data.train), measured)
     case = Case(
         task=chosen,
         model=base.model.name if "model.name" in asked else FIRST[chosen],
-        facts=data_facts(training, measured),
+        facts=facts,
         machine=this_machine(device),
         own_split=base.data.val in labels.splits,
     )
@@ -82,6 +95,6 @@ def plan(
     )
 
 
-def _as_labelled(path: str, settings: FolderSettings) -> Dataset:
-    """The data set at its own size, for what its labels serve."""
-    return open_dataset(path, settings=replace(settings, short_side=None, gap=0))
+def _as_labelled(path: str, settings: FolderSettings, task: str | None = None) -> Dataset:
+    """The data set at its own size, for what its labels serve or for one task."""
+    return open_dataset(path, task=task, settings=replace(settings, short_side=None, gap=0))

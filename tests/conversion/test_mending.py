@@ -109,3 +109,13 @@ def test_without_fix_a_format_must_be_named_and_faults_stop(maps, tmp_path, caps
         kirie.convert(maps, tmp_path / "out", "masks")
     status, _, err = run_cli(capsys, "convert", maps, maps / "inner", "--fix")
     assert status == 1 and "lies in the data set" in err and not (maps / "inner").exists()
+
+
+def test_equal_files_leak_however_plain_and_pictures_of_other_channels_are_compared(tmp_path, capsys):
+    root, labels = tmp_path / "in", np.zeros((60, 80), np.uint8)
+    for split, number in (("train", 0), ("val", 1)):
+        add(root, split, f"plain{number}", np.full((60, 80), 90, np.uint8), "masks", labels)
+        add(root, split, f"own{number}", scene(number)[..., 0], "masks", labels)
+    (root / "classes.json").write_text(json.dumps({"classes": ["a", "b"]}))
+    status, _, _ = run_cli(capsys, "convert", root, tmp_path / "out", "--fix", "--set", "channels=1")
+    assert status == 0 and fixes_of(tmp_path / "out") == [("plain0.png", "train", "left out: another split has it")]

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,7 +11,7 @@ from kirie.data.gaps import parted
 from kirie.data.layouts import FolderSettings
 from kirie.errors import KirieError
 from kirie.masks import Masks
-from kirie.results import Instances
+from kirie.results import Instances, to_semantic
 
 
 def tiles(seed=0, size=(60, 80)):
@@ -35,6 +37,13 @@ def test_pixels_near_another_object_are_background(gap):
     result = parted(objects(ids), gap)
     assert result.classes.names == ("background", "cell") and 0 < expected.sum() < (ids > 0).sum()
     np.testing.assert_array_equal(result.labels, expected)
+
+
+def test_a_crowd_parts_nothing_and_stays_whole():
+    ids = np.zeros((20, 30), np.int32)
+    ids[5:15, 2:12], ids[5:15, 12:25] = 1, 2
+    truth = replace(objects(ids), crowd=np.array([False, True]))
+    np.testing.assert_array_equal(parted(truth, 3).labels, to_semantic(truth).labels)
 
 
 def test_the_gap_is_learned_from_and_not_measured(tmp_path):

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,12 @@ BLOBS = Classes(("blob",))
 def picture(seed=0, size=(40, 56), channels=3):
     noise = ndimage.gaussian_filter(np.random.default_rng(seed).random((*size, channels)), (3, 3, 0))
     return (255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
+
+
+def resized():
+    model = colour_unet(CLASSES)
+    model.inputs = replace(model.inputs, short_side=64)
+    return model
 
 
 @pytest.mark.parametrize("view", [*TTA["turns"], *TTA["scales"]])
@@ -126,7 +133,7 @@ def test_objects_are_voted_on():
 
 
 def test_objects_of_views_meet():
-    model = build("yolact")
+    model = build("yolact", input_size=None)
     for tta in TTA:
         found = Averaged([model], tta=tta, device="cpu", max_detections=5)([picture(5, (64, 64))])[0]
         assert len(found) <= 5 and found.size == (64, 64) and (np.diff(found.scores) <= 0).all()
@@ -143,6 +150,7 @@ def test_objects_of_views_meet():
         (lambda: Averaged([colour_unet(CLASSES), random_unet(CLASSES, in_channels=1)]), "of 3 channels"),
         (lambda: Averaged([colour_unet(CLASSES)], threshold=0.5), "finds no objects"),
         (lambda: Averaged([build("yolact")], threshold=2.0), "from 0 to 1"),
+        (lambda: Averaged([resized()], tta="scales"), "brings every picture to one size"),
         (lambda: kirie.predict(build("panoptic_fpn"), picture(), tta="flip"), "cannot be averaged"),
     ],
 )

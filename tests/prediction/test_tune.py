@@ -98,6 +98,14 @@ def test_nothing_is_written_unasked(run):
 def test_what_cannot_be_tuned_is_told(run, tmp_path):
     with pytest.raises(KirieError, match="test split is for the last measurement"):
         tune(run, dataset(), split="test")
+    with pytest.raises(KirieError, match="test split is for the last measurement"):
+        tune(run, dataset(), split="Testing")
+    with pytest.raises(KirieError, match="truth for task 'instance'"):
+        tune(run, dataset(), metric="matching")
+    nothing = Sample(picture(0)[0], SemanticMap(np.full((48, 64), 255, np.uint8), CLASSES), "void")
+    with pytest.raises(KirieError, match="iou cannot be measured"):
+        tune(run, SampleList({"val": [nothing]}))
+    assert load(run).cleanup is None
     with pytest.raises(KirieError, match="no metric 'ap'"):
         tune(run, dataset(), metric="ap")
     with pytest.raises(KirieError, match=r"'nowhere'.*give a data set"):

@@ -123,6 +123,9 @@ def test_the_folder_of_folds_is_an_ensemble(done, tmp_path, capsys):
     status, out, _ = run_cli(capsys, "evaluate", done.folder, data, "--split", "test", "--device", "cpu")
     assert status == 0 and (done.folder / "report.html").exists()
     (done.folder / "report.html").unlink()
+    status, _, err = run_cli(capsys, "evaluate", done.folder, data, "--split", "val", "--device", "cpu")
+    assert status == 1 and "have learned from each of these pictures" in err and "folds.csv" in err
+    assert not (done.folder / "report.html").exists()
 
 
 def test_folds_that_stop_go_on(done, tmp_path, monkeypatch):

@@ -12,9 +12,10 @@ import typer
 
 from kirie.cli_data import DataTask, convert, inspect
 from kirie.cli_demo import demo
-from kirie.cli_results import Device, evaluate, predict, see_own_modules, tune
+from kirie.cli_results import Device, evaluate, predict, tune
 from kirie.cli_weights import import_, load, models
 from kirie.errors import KirieError
+from kirie.lookup import see_own_modules
 from kirie.terminal import complain
 
 app = typer.Typer(

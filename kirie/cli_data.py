@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from kirie.errors import KirieError, counted
+from kirie.lookup import see_own_modules
 from kirie.terminal import json_text
 
 if TYPE_CHECKING:
@@ -156,6 +157,7 @@ def convert(
     """
     from kirie.conversion.convert import convert as write
 
+    see_own_modules()
     done = write(
         source,
         destination,

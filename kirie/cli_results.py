@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,6 +12,7 @@ import typer
 
 from kirie.cli_data import Data, FolderChanges, typed_settings
 from kirie.errors import KirieError
+from kirie.lookup import see_own_modules
 from kirie.terminal import complain, json_text, print_table, shown
 
 if TYPE_CHECKING:
@@ -370,12 +369,6 @@ def _two_models(
 
 def _given(options: Mapping[str, Any] | None) -> dict[str, Any]:
     return {name: value for name, value in (options or {}).items() if value is not None}
-
-
-def see_own_modules() -> None:
-    """Lets `package.module:Class` be found in the working directory too, as `python -m` does, but after all else."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
 
 
 def load_model(

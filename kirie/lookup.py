@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -21,3 +23,9 @@ def look_up(place: str) -> Any:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError, SyntaxError) as error:
         raise KirieError(f"Cannot import {place!r:.120}: {error}. Write it as package.module:Name.") from error
+
+
+def see_own_modules() -> None:
+    """Lets `package.module:Class` be found in the working directory too, as `python -m` does, but after all else."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())

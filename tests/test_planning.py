@@ -232,6 +232,22 @@ def test_a_model_grows_with_the_time():
     assert [width(minutes) for minutes in (2, 15, 600)] == [16, 32, 64]
 
 
+def test_rules_leave_room_for_what_is_asked():
+    sparse = replace(CELLS, empty_patches=0.7)
+    assert planned(sparse).recipe.sampling.positive_ratio == 0.5
+    recipe = planned(sparse, changes=["sampling.rare_ratio=0.6"]).recipe
+    assert (recipe.sampling.rare_ratio, recipe.sampling.positive_ratio) == (0.6, 0)
+
+
+def test_the_told_time_heeds_how_often_is_measured():
+    def told(*changes):
+        text = planned(minutes=10, pace=Pace(1, 0.1, 1.0), changes=changes).text()
+        return float(re.search(r"should take ([\d.]+) minutes", text)[1]), text
+
+    assert told("train.validate_every=1", "train.draws=1")[0] > 2 * told("train.draws=1")[0]
+    assert "measuring the 60 pictures" in told("train.validate_every=1", "train.draws=1")[1]
+
+
 def test_the_text_is_the_recipe_whatever_is_asked_and_however_the_data_are_called():
     asked = ["model.name=deeplabv3plus", "model.arguments.encoder_options.output_stride=8",
              "model.arguments.encoder_options.x=1", "train.epochs=1"]  # fmt: skip

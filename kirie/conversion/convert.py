@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
+
 from kirie.conversion import WRITERS, writer_class
 from kirie.conversion.mending import Fix, leaks, mended, write_fixes
 from kirie.conversion.writer import Entry, Writer
@@ -22,6 +24,7 @@ from kirie.data.folders import FolderDataset
 from kirie.data.layouts import FolderSettings
 from kirie.data.splits import SPLITS
 from kirie.errors import KirieError, counted
+from kirie.files import write_picture
 from kirie.progress import bar, say
 from kirie.reading.headers import IMAGE_SUFFIXES, image_facts
 
@@ -80,13 +83,13 @@ def convert(
     skip_bad: bool = False,
     fix: bool = False,
 ) -> Conversion:
-    """Writes a data set in another format. Pictures are copied byte for byte.
+    """Writes a data set in another format. Pictures are copied byte for byte; those of code are written as PNG.
 
     What the new format cannot hold is told on standard error and in `Conversion.notes`. The folder appears when all of
     it is written; an error or a stop leaves nothing.
 
     Args:
-        source: the data set, in any format that kirie reads.
+        source: the data set, in any format that kirie reads, or your own `package.module:function`.
         destination: the folder to make; it may exist when it is empty.
         to: the format, a row of `conversion.WRITERS`: masks, ids, coco, coco_panoptic, yolo, voc, cityscapes or
             ade20k. With `fix` it may be left out, for one that holds what the source does.
@@ -258,8 +261,9 @@ def _pictures(parts: dict[str, Dataset], *, one_folder: bool) -> Iterator[_Pictu
     groups = [list(parts)] if one_folder else [[split] for split in parts]
     for group in groups:
         members = [(split, index) for split in group for index in range(len(parts[split]))]
-        files = [Path(parts[split].file_facts(index)["image"]) for split, index in members]
         shown = [parts[split].name(index) for split, index in members]
+        own = [parts[split].file_facts(index).get("image") for split, index in members]
+        files = [Path(file or name) for file, name in zip(own, shown, strict=True)]  # samples at hand have no files
         names = _distinct(files, [split for split, _ in members], shown)
         for (split, index), name in zip(members, names, strict=True):
             yield _Picture(parts[split], index, split, name)
@@ -318,26 +322,30 @@ def _write(
 
 def _write_one(writer: Writer, picture: _Picture, fixes: list[Fix] | None, *, link: bool) -> bool:
     """Writes one picture with its truth; whether it carries an EXIF rotation."""
-    file = picture.dataset.file_facts(picture.number)["image"]
+    file = picture.dataset.file_facts(picture.number).get("image")
     done: list[Fix] = []
     if fixes is None:
         sample = picture.dataset[picture.number]
     else:
         sample, done = mended(picture.dataset, picture.number, picture.split)
-    entry = Entry(picture.name, Path(file).suffix, picture.split, sample.truth.size)
+    entry = Entry(picture.name, Path(file).suffix if file else ".png", picture.split, sample.truth.size)
     try:
         writer.write(entry, sample.truth)
     except KirieError as error:
         raise KirieError(f"{sample.name}: {error}") from error
     place = writer.root / writer.picture_path(entry)
     place.parent.mkdir(parents=True, exist_ok=True)
-    if link:
+    if not file:
+        if sample.image.shape[2] not in (1, 3):
+            raise KirieError(f"{sample.name}: a PNG holds 1 or 3 channels, the picture has {sample.image.shape[2]}.")
+        write_picture(place, Image.fromarray(sample.image.squeeze(2) if sample.image.shape[2] == 1 else sample.image))
+    elif link:
         place.symlink_to(os.path.realpath(file))
     else:
         shutil.copyfile(file, place)
     if fixes is not None:
         fixes += done
-    return image_facts(file).orientation != 1
+    return file is not None and image_facts(file).orientation != 1
 
 
 @contextmanager

@@ -47,13 +47,20 @@ class Lookalikes:
             self.thumbnails.append(small)
 
     def faults(self) -> list[Fault]:
-        """A note for each two pictures of different splits that look alike; files of equal bytes are told elsewhere."""
+        """A note for each picture that looks like one of another split, with the one that it is most like.
+
+        Files of equal bytes are told elsewhere.
+        """
         mend = "Look at both; where they are one, take it out of one split: a score on training pictures misleads."
         found = []
+        best: dict[int, tuple[int, int, float]] = {}
         for first, second, way, share in self.pairs():
-            files = (self.files[first], self.files[second])
-            if filecmp.cmp(*files, shallow=False):
+            if filecmp.cmp(self.files[first], self.files[second], shallow=False):
                 continue
+            if second not in best or share > best[second][2]:
+                best[second] = (first, way, share)
+        for second, (first, way, share) in sorted(best.items()):
+            files = (self.files[first], self.files[second])
             how = f"{WAYS[way]}, " if way else ""
             what = (
                 f"{files[0]} ({self.splits[first]}) and {files[1]} ({self.splits[second]}) look alike: "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,8 +260,13 @@ def _cache_file(dataset: Dataset) -> Path | None:
 
 
 def _stamp(name: str) -> str:
+    """What changes when a file does, or one in a folder."""
     try:
         facts = os.stat(name)
+        if stat.S_ISDIR(facts.st_mode):
+            return " ".join(
+                f"{each.name} {_stamp(each.path)}" for each in sorted(os.scandir(name), key=lambda e: e.name)
+            )
     except OSError:
         return ""
     return f"{facts.st_size} {facts.st_mtime_ns}"

@@ -19,6 +19,7 @@ MEASURING = 0.15  # of the time that measuring may take
 CLOSING = 0.03  # of the time that is left for starting, saving and drawing
 
 WIDTH = 120  # columns of the written recipe
+RATIOS = {"sampling.positive_ratio", "sampling.rare_ratio"}
 SECTIONS = ("data", "model", "augment", "sampling", "train")
 
 
@@ -106,6 +107,8 @@ def make_plan(
     values: dict[str, Any] = {"data": {"path": path}}
     reasons: dict[str, str] = {"data.path": ""}
     for rule in RULES:
+        if rule.entry in RATIOS and asked & RATIOS:
+            continue  # they share the patches: what is asked of one may leave no room for the rule's other
         if rule.entry not in reasons and not _covered(rule.entry, asked) and rule.when(case):
             value, reasons[rule.entry] = rule.of(case)
             _set(values, rule.entry, value)
@@ -162,7 +165,7 @@ def _timed(
         draws = max(1, round(steps * batch / (pictures * MOST_EPOCHS)))
     epoch = max(1, pictures * draws // batch)
     epochs = max(1, round(steps / epoch))
-    every = max(1, -(-epochs // times))
+    every = recipe.train.validate_every if "train.validate_every" in asked else max(1, -(-epochs // times))
     told = {
         "train.epochs": f"{pace.step:.2f} s a step of {batch} patches, timed here: {epochs * epoch:,} steps in "
         f"{_minutes(epochs * epoch * pace.step)}",
@@ -175,10 +178,16 @@ def _timed(
         if f"train.{name}" not in asked:
             _set(values, f"train.{name}", value)
             reasons[f"train.{name}"] = told[f"train.{name}"]
-    whole = pace.start + epochs * epoch * pace.step + (-(-epochs // every)) * once
+    learning, measuring = epochs * epoch * pace.step, -(-epochs // every) * once
+    whole = pace.start + learning + measuring
     about: tuple[str, ...] = (f"planned for {minutes:g} minutes; it should take {_minutes(whole)}",)
     if whole > 1.2 * 60 * minutes:
-        about += (f"one pass over the {pictures} pictures takes longer than that: give it more minutes",)
+        longest = (
+            f"one pass over the {pictures} pictures"
+            if learning >= measuring
+            else f"measuring the {case.facts.measured} pictures of the validation split"
+        )
+        about += (f"{longest} takes longer than that: give it more minutes",)
     return parse_recipe(values, changes), reasons, about
 
 

@@ -35,6 +35,7 @@ from kirie.progress import say, tracked
 from kirie.results import Instances, SemanticMap
 
 MOST_BYTES = 2**31  # of probabilities that are kept; of more pictures an even choice is taken
+SIZES = 12  # pictures whose size tells how many of them can be kept
 GAIN = 1e-4  # what a change must bring to be worth it
 THREADS = 4  # that score pictures side by side; what they call lets others run meanwhile
 
@@ -202,8 +203,9 @@ def _probabilities(predictor: Predictor, dataset: Dataset) -> list[Seen]:
         raise KirieError("The data set has no pictures in this split, so there is nothing to tune on.")
     if dataset.task == "semantic":
         check_classes(predictor.model, dataset)
-    first = dataset[0].image
-    room = max(1, MOST_BYTES // (2 * len(predictor.model.classes) * first.shape[0] * first.shape[1]))
+    looked_at = np.unique(np.linspace(0, len(dataset) - 1, SIZES).round().astype(int)).tolist()
+    pixels = np.mean([np.prod(dataset[index].image.shape[:2]) for index in looked_at])
+    room = max(1, int(MOST_BYTES / (2 * len(predictor.model.classes) * pixels)))
     places = np.unique(np.linspace(0, len(dataset) - 1, min(room, len(dataset))).round().astype(int)).tolist()
     if len(places) < len(dataset):
         say(f"tuning on {len(places)} of {len(dataset)} pictures, evenly chosen, for memory's sake")

@@ -88,7 +88,7 @@ def train(
         if resume:  # the steps of another time would be planned otherwise
             recipe = read_recipe(_own_recipe(folder), with_model(model, (f"data.path={data}", *changes)))
         else:
-            _claim_new(folder)  # before time is spent on planning
+            claim_new(folder)  # before time is spent on planning
             planned = plan(str(data), minutes=minutes, model=model, changes=changes, device=device, dataset=dataset)
             recipe, reasons = planned.recipe, planned.text()
             say(reasons.rstrip())
@@ -171,7 +171,7 @@ def _run(trainer: Trainer, recipe: Recipe, reasons: str, *, resume: bool) -> Run
 def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
     """Makes sure that a run may write into its folder: never over another run, and only over its own when resuming."""
     if not resume:
-        _claim_new(folder)
+        claim_new(folder)
         return
     _check_folder(folder)
     _own_recipe(folder)
@@ -190,8 +190,8 @@ def _claim(folder: Path, recipe: Recipe, resume: bool) -> None:
         )
 
 
-def _claim_new(folder: Path) -> None:
-    """Makes sure that a new run may write into a folder."""
+def claim_new(folder: Path) -> None:
+    """Raises a KirieError unless a new run may write into a folder."""
     _check_folder(folder)
     if (folder / FILE).exists():
         raise KirieError(f"{folder} holds a run already: go on with it by --resume, or choose another place by --out.")

@@ -21,7 +21,7 @@ from kirie.models.file import read_card
 from kirie.progress import say
 from kirie.recipe import Recipe, parse_recipe, read_recipe, recipe_values
 from kirie.training.checkpoint import FILE
-from kirie.training.fit import Run, fit, recipe_of, usual_folder, with_model
+from kirie.training.fit import Run, claim_new, fit, recipe_of, usual_folder, with_model
 from kirie.training.planned import MINUTES, plan
 from kirie.training.run import MODEL, RECIPE
 
@@ -98,6 +98,9 @@ def train_folds(
         if resume and begun.exists():
             recipe = read_recipe(begun, [f"data.path={data}", *every, *first])
         else:
+            for number in range(1, folds + 1):
+                if not resume:
+                    claim_new(folder / f"fold-{number}")  # before the time that a plan takes
             planned = plan(data, minutes=minutes / folds, model=model, changes=[*changes, *first], device=device)
             recipe, reasons = planned.recipe, planned.text()
             say(reasons.rstrip())

@@ -11,6 +11,7 @@ from pathlib import Path
 from kirie.data import open_dataset
 from kirie.data.dataset import Dataset
 from kirie.data.layouts import FolderSettings
+from kirie.data.splits import canonical
 from kirie.errors import KirieError
 from kirie.models import model_class
 from kirie.models.device import pick_device
@@ -88,7 +89,7 @@ def plan(
         model=base.model.name if "model.name" in asked else FIRST[chosen],
         facts=facts,
         machine=this_machine(device),
-        own_split=base.data.val in labels.splits,
+        own_split=canonical(base.data.val) in labels.splits,
     )
     return make_plan(
         case, path, minutes=minutes, pace_of=partial(pace_of, device=device, dataset=dataset), changes=changes

@@ -40,7 +40,7 @@ def pace_of(recipe: Recipe, pictures: int, *, device: str = "auto", dataset: Dat
         many = replace(recipe.train, draws=max(recipe.train.draws, -(-rows // pictures)), epochs=1)
         say(f"timing {recipe.model.name} on this machine")
         trainer = trainer_of(replace(recipe, train=many), Path(folder), device=device, dataset=dataset)
-        start = time.perf_counter() - begun
+        start = time.perf_counter() - begun  # with the classes counted, where sampling needs that and no cache has them
         step = float(np.median(trainer.timed_steps(WARM_UP + STEPS)[WARM_UP:]))
         predictor = Predictor(trainer.model, device=str(trainer.accelerator.device))
         parts = max(1, len(trainer.validation) // PICTURES)

@@ -329,3 +329,21 @@ def test_command_takes_settings(kirie_, maps, tmp_path):
 def test_help_names_every_format(kirie_):
     code, out, _ = kirie_("convert", "--help")
     assert code == 0 and all(name in out for name in WRITERS)
+
+
+def test_samples_of_code_become_png_files(tmp_path, monkeypatch, capsys):
+    (tmp_path / "shapes.py").write_text(
+        "import numpy as np\n"
+        "from kirie import Classes, Sample, SemanticMap\n"
+        "def samples(split):\n"
+        "    classes = Classes(('background', 'shape'))\n"
+        "    truth = SemanticMap(np.eye(20, 30, dtype=np.uint8), classes)\n"
+        "    return [Sample(np.full((20, 30, 3), 9 + n, np.uint8), truth, f'{split} {n}') for n in range(2)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run_cli(capsys, "convert", "shapes:samples", "out", "--to", "masks")
+    assert status == 0, err
+    dataset = open_dataset("out", "val")
+    assert len(dataset) == 2 and dataset[1].image[0, 0, 0] == 10 and dataset[1].truth.labels[3, 3] == 1
+    status, _, _ = run_cli(capsys, "convert", "shapes:samples", "mended", "--fix")
+    assert status == 0 and len(open_dataset("mended")) == len(open_dataset("out"))

@@ -56,6 +56,19 @@ def test_copies_within_a_split_and_plain_pictures_are_no_matter():
     assert seen.files == ["a", "b", "f"] and not list(seen.pairs())
 
 
+def test_a_picture_is_told_once_with_the_one_it_is_most_like(tmp_path):
+    seen = Lookalikes()
+    for name, split, image in (
+        ("a", "train", scene(1)), ("b", "train", (scene(1) * 0.4 + 90).astype(np.uint8)),
+        ("c", "val", jpeg(scene(1), 90)),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(name)
+        seen.add(str(tmp_path / name), split, image)
+    assert len(list(seen.pairs())) == 2
+    [fault] = seen.faults()
+    assert f"{tmp_path / 'a'} (train) and {tmp_path / 'c'} (val)" in fault.what
+
+
 def test_channels_of_any_number():
     seen = Lookalikes()
     seen.add("a", "train", scene(1)[..., :1])

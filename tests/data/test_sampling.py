@@ -226,6 +226,17 @@ def test_classes_are_counted_once(tmp_path, monkeypatch, task, foreground):
     np.testing.assert_array_equal(class_counts(dataset), found)
 
 
+def test_a_folder_of_masks_is_known_by_the_files_in_it(tmp_path):
+    mask = tmp_path / "masks" / "a.png"
+    mask.parent.mkdir()
+    mask.write_bytes(b"1")
+    before = sampling._stamp(str(mask.parent))
+    facts = mask.parent.stat()
+    os.utime(mask, ns=(1, 1))
+    os.utime(mask.parent, ns=(facts.st_atime_ns, facts.st_mtime_ns))
+    assert sampling._stamp(str(mask.parent)) != before
+
+
 def test_samples_at_hand_are_counted_each_time():
     dataset = SampleList({"train": samples([spot(), spot(label=2)])})
     assert class_counts(dataset).tolist() == [[5399, 1, 0], [5399, 0, 1]]

@@ -139,8 +139,10 @@ def test_folds_that_stop_go_on(done, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         train_folds(data, 3, changes=CHANGES, out=tmp_path / "run", device="cpu")
     monkeypatch.undo()
+    monkeypatch.setattr("kirie.training.folds.plan", lambda *_, **__: pytest.fail("planned for nothing"))
     with pytest.raises(KirieError, match="holds a run already"):
         train_folds(data, 3, changes=CHANGES, out=tmp_path / "run", device="cpu")
+    monkeypatch.undo()
     again = train_folds(data, 3, changes=CHANGES, out=tmp_path / "run", resume=True, device="cpu")
     assert again.finished and again.scores == done.scores
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from kirie.data.batch import BatchPlan
 from kirie.errors import KirieError
 from kirie.planning.case import Case
 from kirie.planning.rules import ENOUGH_STEPS, LADDER, RULES
@@ -163,7 +164,7 @@ def _timed(
     draws = recipe.train.draws
     if "train.draws" not in asked:
         draws = max(1, round(steps * batch / (pictures * MOST_EPOCHS)))
-    epoch = max(1, pictures * draws // batch)
+    epoch = len(BatchPlan(pictures, batch, draws))
     epochs = max(1, round(steps / epoch))
     every = recipe.train.validate_every if "train.validate_every" in asked else max(1, -(-epochs // times))
     told = {

@@ -159,6 +159,76 @@ class HRNet(nn.Module):
         return self.head(torch.cat([maps[0], *(resized(m, size) for m in maps[1:])], 1))
 
 
+class YOLACT(nn.Module):
+    """YOLACT on ResNet-50 at 550 pixels, put together from torchvision's body as in dbolya/yolact."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.body = Stages()
+        self.lateral = nn.ModuleList(nn.Conv2d(channels, 256, 1) for channels in (512, 1024, 2048))
+        self.smooth = nn.ModuleList(nn.Conv2d(256, 256, 3, padding=1) for _ in range(3))
+        self.down = nn.ModuleList(nn.Conv2d(256, 256, 3, 2, 1) for _ in range(2))
+        self.protonet = nn.ModuleList(nn.Conv2d(256, 256, 3, padding=1) for _ in range(4))
+        self.prototypes = nn.Conv2d(256, 32, 1)
+        self.shared = nn.Conv2d(256, 256, 3, padding=1)
+        self.heads = nn.ModuleList(nn.Conv2d(256, 3 * each, 3, padding=1) for each in (1 + classes, 4, 32))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The masks (N, H, W) as numbers 0 and 1, classes (N,) and scores (N,) of at most 100 objects."""
+        size = x.shape[-2:]
+        maps: list[Tensor] = []
+        above: Tensor | None = None
+        for feature, lateral, smooth in zip(
+            self.body(resized(x, (550, 550)))[:0:-1], self.lateral[::-1], self.smooth[::-1], strict=True
+        ):
+            own = lateral(feature)
+            above = own if above is None else own + resized(above, own.shape[-2:])
+            maps.insert(0, F.relu(smooth(above)))
+        for convolution in self.down:
+            maps.append(convolution(maps[-1]))
+        prototypes = maps[0]
+        for index, convolution in enumerate(self.protonet):
+            prototypes = F.relu(convolution(resized(prototypes, (138, 138)) if index == 3 else prototypes))
+        prototypes = F.relu(self.prototypes(prototypes))[0]
+        rows = [[h(F.relu(self.shared(m))).permute(0, 2, 3, 1).flatten(1) for h in self.heads] for m in maps]
+        logits, codes, coefficients = (torch.cat(parts, 1)[0] for parts in zip(*rows, strict=True))
+        coefficients = coefficients.reshape(-1, 32).tanh()
+        scores = logits.reshape(len(coefficients), -1).softmax(1)[:, 1:].T
+        # The reference's priors differ from place to place; what they cost does not.
+        half = codes.reshape(-1, 4)[:, 2:].mul(0.2).exp() * 0.05
+        centres = torch.rand(len(half), 2) + codes.reshape(-1, 4)[:, :2] * 0.01
+        boxes = torch.cat([centres - half, centres + half], 1)
+        kept = scores.amax(0) > 0.05
+        scores, boxes, coefficients = scores[:, kept], boxes[kept], coefficients[kept]
+        top, index = scores.sort(1, descending=True)
+        top, index = top[:, :200], index[:, :200]
+        iou = self.overlaps(boxes[index]).triu_(1).amax(1)
+        alive = (iou <= 0.5) & (top > 0.05)
+        labels = torch.arange(len(top))[:, None].expand_as(index)[alive]
+        score, order = top[alive].sort(descending=True)
+        chosen, labels = index[alive][order[:100]], labels[order[:100]]
+        masks = (prototypes.permute(1, 2, 0) @ coefficients[chosen].T).sigmoid().permute(2, 0, 1)
+        masks = masks * self.inside(boxes[chosen] * 138, 138)
+        return resized(masks[None], size)[0].gt(0.5), labels, score[:100]
+
+    @staticmethod
+    def overlaps(boxes: Tensor) -> Tensor:
+        """IoU (K, C, C) of boxes (K, C, 4)."""
+        low = torch.maximum(boxes[:, :, None, :2], boxes[:, None, :, :2])
+        high = torch.minimum(boxes[:, :, None, 2:], boxes[:, None, :, 2:])
+        shared = (high - low).clamp(min=0).prod(3)
+        areas = (boxes[..., 2:] - boxes[..., :2]).prod(2)
+        return shared / (areas[:, :, None] + areas[:, None] - shared)
+
+    @staticmethod
+    def inside(boxes: Tensor, side: int) -> Tensor:
+        """(N, side, side) of 1 in boxes (N, 4) of cells and 0 elsewhere."""
+        place = torch.arange(side, dtype=torch.float32)
+        rows = (place >= boxes[:, 1:2]) & (place < boxes[:, 3:4])
+        columns = (place >= boxes[:, :1]) & (place < boxes[:, 2:3])
+        return (rows[:, :, None] & columns[:, None]).float()
+
+
 def segformer(classes: int) -> nn.Module:
     """SegFormer-B0 of Hugging Face."""
     from transformers import SegformerConfig, SegformerForSemanticSegmentation

@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from kirie.data.listed import SampleList
     from kirie.drawing import draw
     from kirie.errors import KirieError
+    from kirie.export.write import export_model
     from kirie.masks import Masks
     from kirie.merging import merge
     from kirie.metrics import dice, iou
-    from kirie.models.file import load, save
+    from kirie.models.file import save
     from kirie.models.unet import UNet
     from kirie.prediction.evaluate import evaluate
     from kirie.prediction.panoptic_pair import PanopticPair
     from kirie.prediction.predict import predict
     from kirie.prediction.predictor import Predictor
     from kirie.results import Instances, PanopticMap, SemanticMap, to_instances, to_panoptic, to_semantic
+    from kirie.runtimes.load import load
     from kirie.training.fit import train
     from kirie.training.planned import plan
     from kirie.weights.load import import_checkpoint
@@ -55,10 +57,11 @@ _HOMES = {
     "dice": "kirie.metrics",
     "draw": "kirie.drawing",
     "evaluate": "kirie.prediction.evaluate",
+    "export_model": "kirie.export.write",
     "import_checkpoint": "kirie.weights.load",
     "inspect_dataset": "kirie.data.inspect",
     "iou": "kirie.metrics",
-    "load": "kirie.models.file",
+    "load": "kirie.runtimes.load",
     "merge": "kirie.merging",
     "open_dataset": "kirie.data",
     "plan": "kirie.training.planned",
@@ -86,6 +89,7 @@ __all__ = [
     "dice",
     "draw",
     "evaluate",
+    "export_model",
     "import_checkpoint",
     "inspect_dataset",
     "iou",

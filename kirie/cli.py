@@ -12,7 +12,9 @@ import typer
 
 from kirie.cli_data import DataTask, convert, inspect
 from kirie.cli_demo import demo
-from kirie.cli_results import Device, evaluate, predict, tune
+from kirie.cli_export import export
+from kirie.cli_predict import predict
+from kirie.cli_results import Device, evaluate, tune
 from kirie.cli_weights import import_, load, models
 from kirie.errors import KirieError
 from kirie.lookup import see_own_modules
@@ -162,6 +164,7 @@ def _tell_stopped(words: list[str], folder: Path) -> NoReturn:
 app.command()(evaluate)
 app.command()(predict)
 app.command()(tune)
+app.command()(export)
 app.command("import")(import_)
 app.command()(load)
 app.command()(models)

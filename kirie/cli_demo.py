@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kirie.cli_data import show_inspection
-from kirie.cli_results import Device, load_model, one_model, run_prediction, show_evaluation
+from kirie.cli_predict import one_model, run_prediction
+from kirie.cli_results import Device, load_model, show_evaluation
 from kirie.errors import KirieError
 
 if TYPE_CHECKING:

@@ -14,3 +14,7 @@ class KirieError(ValueError):
 def counted(count: int, noun: str, nouns: str | None = None) -> str:
     """A number with its noun, as in "1 picture" and "2,000 pictures"; `nouns` where its plural has no plain s."""
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+class WriteError(KirieError):
+    """The system refuses to write a file: with more room, or in another place, the same may succeed."""

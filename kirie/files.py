@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kirie.errors import KirieError
+from kirie.errors import KirieError, WriteError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -24,7 +24,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     the earlier file, if any, stays as it was.
 
     Raises:
-        KirieError: when the system refuses to write (no space, no permission, not a folder...).
+        WriteError: when the system refuses to write (no space, no permission, not a folder...).
     """
     stand_in: Path | None = None
     try:
@@ -46,16 +46,16 @@ def _replacing(path: str | Path) -> Iterator[Path]:
     """A path whose file is about to be replaced, in a folder that is there.
 
     Raises:
-        KirieError: when it is no file, or the system refuses something within the block.
+        WriteError: when it is no file, or the system refuses something within the block.
     """
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_file():
-            raise KirieError(f"{target} is a folder or a device; give the name of a file to write.")
+            raise WriteError(f"{target} is a folder or a device; give the name of a file to write.")
         yield target
     except OSError as error:
-        raise KirieError(
+        raise WriteError(
             f"Cannot write {target}: {error.strerror or error}. Free some space or choose another place; "
             "earlier files are untouched."
         ) from error
@@ -85,7 +85,7 @@ class GrowingFile:
         end: where the foot begins.
 
     Raises:
-        KirieError: when the system refuses to write.
+        WriteError: when the system refuses to write.
     """
 
     def __init__(self, file: io.FileIO, path: Path, frame: Frame, end: int | None = None) -> None:
@@ -100,7 +100,7 @@ class GrowingFile:
         """Adds a record.
 
         Raises:
-            KirieError: when the system refuses to write.
+            WriteError: when the system refuses to write.
         """
         self._put((b"" if self._empty else self._between) + record.encode("utf-8", "backslashreplace"))
         self._empty = False
@@ -112,7 +112,7 @@ class GrowingFile:
             with suppress(OSError):  # these bytes were there before, so there is room for them
                 _write_at(self._file, self.end, self._foot)
                 self._file.truncate(self.end + len(self._foot))
-            raise KirieError(f"Cannot write {self._path}: {error.strerror or error}. Free some space.") from error
+            raise WriteError(f"Cannot write {self._path}: {error.strerror or error}. Free some space.") from error
         self.end += len(text)
 
 
@@ -124,7 +124,7 @@ def growing_file(path: str | Path, frame: Frame, *, end: int | None = None) -> I
     call goes on with it, and what was written since is cut off. An earlier file at `path` stays as it was until then.
 
     Raises:
-        KirieError: when the system refuses to write.
+        WriteError: when the system refuses to write.
     """
     with _replacing(path) as target:
         part = part_of(target)
@@ -156,7 +156,7 @@ def write_picture(path: str | Path, image: Image, *, quality: int = 90) -> None:
         quality: of a JPEG, 1 to 95.
 
     Raises:
-        KirieError: when the name has another ending or the system refuses to write.
+        KirieError: when the name has another ending; a WriteError when the system refuses to write.
     """
     form = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}.get(Path(path).suffix.lower())
     if form is None:
@@ -192,7 +192,7 @@ def write_text(path: str | Path, text: str) -> None:
     """Writes UTF-8 text to a file, whole or not at all.
 
     Raises:
-        KirieError: when the system refuses to write.
+        WriteError: when the system refuses to write.
     """
     with whole_file(path) as stand_in:
         stand_in.write_text(text, encoding="utf-8")

@@ -159,6 +159,13 @@ class Masks:
             mask[:] = _paste(item, self.size)
         return out
 
+    def between(self, top: int, bottom: int) -> list[Crop]:
+        """The part of each mask in the rows from `top` up to `bottom`, as crops; memory does not grow with the rest."""
+        return [
+            _decode_rows(item, self.size, top, bottom) if isinstance(item, bytes) else _rows(item, top, bottom)
+            for item in self.items
+        ]
+
     def areas(self) -> npt.NDArray[np.int64]:
         """Pixels of each mask, (N,) int64."""
         areas = [i.bits.sum() if isinstance(i, Crop) else _counts(i)[1::2].sum() for i in self.items]
@@ -293,6 +300,30 @@ def _decode(counts: bytes, size: tuple[int, int]) -> Crop:
     lengths = np.diff(edges, prepend=0, append=(right - left) * size[0])
     columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(right - left, size[0])
     return Crop(top, left, np.ascontiguousarray(columns[:, top:bottom].T))
+
+
+def _decode_rows(counts: bytes, size: tuple[int, int], top: int, bottom: int) -> Crop:
+    """The part of a mask in the rows from `top` up to `bottom`, without making the rest."""
+    starts, ends = _runs(counts)
+    first = starts // size[0]
+    columns = (ends - 1) // size[0] - first + 1  # a run may go on in the next ones
+    column = np.repeat(first - np.cumsum(columns) + columns, columns) + np.arange(columns.sum())
+    begin = np.maximum(np.repeat(starts, columns) - column * size[0], top)
+    end = np.minimum(np.repeat(ends, columns) - column * size[0], min(size[0], bottom))
+    there = end > begin
+    if not there.any():
+        return _EMPTY
+    begin, end, column = begin[there], end[there], column[there]
+    upper, left = int(begin.min()), int(column.min())
+    edges = np.zeros((int(end.max()) - upper + 1, int(column.max()) - left + 1), np.int8)
+    np.add.at(edges, (begin - upper, column - left), 1)
+    np.add.at(edges, (end - upper, column - left), -1)
+    return Crop(upper, left, edges[:-1].cumsum(0, dtype=np.int8).astype(bool))
+
+
+def _rows(crop: Crop, top: int, bottom: int) -> Crop:
+    first, last = max(top - crop.top, 0), max(bottom - crop.top, 0)
+    return Crop(crop.top + first, crop.left, crop.bits[first:last])
 
 
 def _encode(crop: Crop, size: tuple[int, int]) -> bytes:

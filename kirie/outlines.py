@@ -28,6 +28,11 @@ def outlines(top: int, left: int, bits: npt.NDArray[np.bool_]) -> list[Ring]:
         left: the column likewise.
         bits: (h, w) a part of the picture that holds the mask.
     """
+    return [joined(rings) for rings in polygons(top, left, bits)]
+
+
+def polygons(top: int, left: int, bits: npt.NDArray[np.bool_]) -> list[list[Ring]]:
+    """The rings of each part of a mask, its outer one first and then those of its holes; arguments as of `outlines`."""
     parts: dict[int, list[Ring]] = {}
     pieces, _ = ndimage.label(bits)
     for ring in _rings(bits):
@@ -36,7 +41,7 @@ def outlines(top: int, left: int, bits: npt.NDArray[np.bool_]) -> list[Ring]:
         piece = pieces[row, column] if inside else pieces[row - 1, column]
         parts.setdefault(int(piece), []).append(ring)
     offset = np.array([left, top])
-    return [joined(rings) + offset for rings in parts.values()]
+    return [[ring + offset for ring in rings] for rings in parts.values()]
 
 
 def outline(top: int, left: int, bits: npt.NDArray[np.bool_]) -> Ring | None:

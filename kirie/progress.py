@@ -20,6 +20,9 @@ from rich.progress import (
 T = TypeVar("T")
 
 
+_SHOWN: list[Bar] = []
+
+
 class Bar:
     """One line of progress: `advance` as work is done, `tell` to change the words beside it."""
 
@@ -58,7 +61,18 @@ def bar(title: str, total: int | None = None, *, hidden: bool = False) -> Iterat
         TextColumn("{task.fields[words]}"),
     )
     with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as progress:
-        yield Bar(progress, progress.add_task(title, total=total, words=""))
+        line = Bar(progress, progress.add_task(title, total=total, words=""))
+        _SHOWN.append(line)
+        try:
+            yield line
+        finally:
+            _SHOWN.remove(line)
+
+
+def tell(words: str) -> None:
+    """Shows a few words at the end of the bar that is shown, if any: for whoever does the work and does not hold it."""
+    if _SHOWN:
+        _SHOWN[-1].tell(words)
 
 
 def tracked(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:

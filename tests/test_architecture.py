@@ -25,12 +25,12 @@ LEVELS = {
     "reading": 0,  # of files, for all above
     **dict.fromkeys(("losses", "criterion"), 1),
     **dict.fromkeys(("data", "models", "metrics", "drawing", "demo", "demo_pictures"), 2),
-    "weights": 3,  # beside the four above, but it may import models
+    **dict.fromkeys(("weights", "runtimes"), 3),  # beside the four above, but they may import models
     **dict.fromkeys(("prediction", "conversion"), 4),
     **dict.fromkeys(("recipe", "recipe_sections", "recipe_zoo", "planning"), 4),
     "training": 5,
     **dict.fromkeys(("serve", "export", "distributed"), 6),
-    **dict.fromkeys(("cli", "cli_data", "cli_demo", "cli_results", "cli_weights"), 7),
+    **dict.fromkeys(("cli", "cli_data", "cli_demo", "cli_export", "cli_predict", "cli_results", "cli_weights"), 7),
     "__main__": 8,
 }
 NEVER_EACH_OTHER = (
@@ -45,7 +45,10 @@ KNOW_RECIPES = (
     | {f"kirie.training.{name}" for name in ("fit", "folds", "parts", "planned", "timing")}
     | {f"kirie.{name}" for name in ("cli", "cli_data", "cli_demo")}
 )
-HEAVY = {"torch", "torchvision", "cv2", "timm", "matplotlib", "scipy"}
+HEAVY = {
+    *("torch", "torchvision", "cv2", "timm", "matplotlib", "scipy"),
+    *("fsspec", "nncf", "onnx", "onnxruntime", "openvino", "ray"),
+}
 MAX_LINES = 450
 FORBIDDEN_NAMES = {"core", "utils", "util", "common", "helpers", "misc"}
 PICKLES = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -170,7 +173,15 @@ ROWS = [(module_name(path), *row) for path in FILES if path.name == "__init__.py
 
 
 @pytest.mark.parametrize(
-    "table", ["kirie.models.MODELS", "kirie.data.DATASETS", "kirie.metrics.METRICS", "kirie.conversion.WRITERS"]
+    "table",
+    [
+        "kirie.models.MODELS",
+        "kirie.data.DATASETS",
+        "kirie.metrics.METRICS",
+        "kirie.conversion.WRITERS",
+        "kirie.runtimes.RUNTIMES",
+        "kirie.export.TARGETS",
+    ],
 )
 def test_each_kind_has_its_written_table(table):
     assert table in {f"{module}.{name}" for module, name, _, _ in ROWS}
@@ -185,7 +196,10 @@ def test_every_row_leads_to_something_beside_its_table(home, table, key, target)
 
 @pytest.mark.parametrize(
     ("folder", "pattern", "parts"),
-    [("models", "*.py", {"__init__", "contract", "device", "file", "overview"}), ("weights", "from_*.py", set())],
+    [
+        ("models", "*.py", {"__init__", "contract", "device", "file", "memory", "overview"}),
+        ("weights", "from_*.py", set()),
+    ],
 )
 def test_every_file_of_a_kind_is_reached_by_a_row(folder, pattern, parts):
     reached = {target.partition(":")[0] for *_, target in ROWS}

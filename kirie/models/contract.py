@@ -5,6 +5,9 @@
     results = model.decode(raw, sizes)      # -> one SemanticMap, Instances or PanopticMap per image
 
 No verb looks at `self.training` to decide what it returns.
+
+Of `forward` the part that computes with weights is `network`, which gives named tensors alone, and `raw_of` makes of
+them what `decode` takes. So an exported model differs in one thing: another program runs `network` (and `heads`).
 """
 
 from __future__ import annotations
@@ -12,15 +15,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kirie.classes import Classes
 from kirie.cleanup import CleanupSettings
 from kirie.errors import KirieError, counted
 from kirie.results import Result
+
+
+class Frame(NamedTuple):
+    """The sides of pictures that a network need not pad: `step` times a whole number, and `rest` more."""
+
+    step: int = 1
+    rest: int = 0
+    least: int = 1
+
+    def side(self, side: int) -> int:
+        """The smallest of them that a side of a picture fits into."""
+        return max(-(-(side - self.rest) // self.step) * self.step + self.rest, self.least)
 
 
 @dataclass(frozen=True)
@@ -76,12 +92,18 @@ class SegmentationModel(nn.Module, ABC):
         inputs: what is done to a picture before the model sees it.
         cleanup: what is done to its semantic maps afterwards, by whoever predicts with it; None for nothing.
         recipe: what it was trained by, a record of plain values out of its file that may be missing or of any content.
+        frame_fill: what is beyond pictures in the sides of `frame`: their last row and column, or the mean colour.
+        for_loss: outputs of `network` that only `loss` reads; an export leaves them out.
+        artifact: of an exported model, which has no weights here: what runs its network, and the digest of its file.
     """
 
     task: ClassVar[str]
     advice: ClassVar[str] = ""
     # A model file that set one of these would make loading read other files or the network.
     never_from_file: ClassVar[frozenset[str]] = frozenset({"encoder_weights"})
+    frame_fill: ClassVar[Literal["edge", "mean"]] = "edge"
+    for_loss: ClassVar[frozenset[str]] = frozenset()
+    artifact: str | None = None
     mean: Tensor
     std: Tensor
 
@@ -128,9 +150,60 @@ class SegmentationModel(nn.Module, ABC):
         """
         return [[self]]
 
-    @abstractmethod
     def forward(self, images: Tensor) -> Any:
         """Raw outputs, a NamedTuple of tensors, for images (B, C, H, W) in [0, 1]."""
+        return self.raw_of(self.network(images), (images.shape[-2], images.shape[-1]))
+
+    def network(self, images: Tensor) -> dict[str, Tensor]:
+        """What `forward` computes by its weights, as tensors by name; what an export holds.
+
+        Raises:
+            KirieError: when the class does not tell it apart from the rest of `forward`, and so cannot be exported.
+        """
+        raise KirieError(
+            f"{type(self).__name__} cannot be exported: it has a `forward` of its own in place of `network` and "
+            "`raw_of`; see kirie/models/contract.py."
+        )
+
+    def raw_of(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> Any:
+        """What `decode` takes, of the outputs of `network` for images of a `size` (H, W); those of `for_loss` may lack.
+
+        Raises:
+            KirieError: as `network`.
+        """
+        raise KirieError(f"{type(self).__name__} has no `raw_of`; see kirie/models/contract.py.")
+
+    def heads(self) -> dict[str, tuple[Tensor, ...]]:
+        """The modules by which `decode` computes with weights, by name, each with an example of its inputs.
+
+        They take any number of rows, and an export has a graph of its own for each.
+        """
+        return {}
+
+    @property
+    def frame(self) -> Frame:
+        """The sides that `network` does not pad. An export takes these alone: pictures come to it by `framed`."""
+        return Frame()
+
+    @property
+    def least_side(self) -> int:
+        """Pixels of a side from which on `framed` does all the padding that `network` does; an export takes no less."""
+        return 2
+
+    def framed(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W), to the right and below continued to the sides of `frame` as `network` itself does it.
+
+        What `network` then gives is that for the images themselves, except where `raw_of` cuts it to their size.
+        """
+        height, width = images.shape[-2:]
+        tall, wide = self.frame.side(height), self.frame.side(width)
+        if (tall, wide) == (height, width):
+            return images
+        if self.frame_fill == "edge":
+            return F.pad(images, (0, wide - width, 0, tall - height), mode="replicate")
+        framed = self.mean.to(images.dtype).repeat(len(images), 1, tall, wide)
+        framed[..., :height, :width] = images
+        return framed
 
     @abstractmethod
     def loss(self, raw: Any, truths: Sequence[Result]) -> dict[str, Tensor]:

@@ -82,23 +82,12 @@ def save(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise KirieError(f"A model file ends in .safetensors, got {path.name!r}.")
+    if model.artifact is not None:
+        raise KirieError("An exported model has no weights to save: save the one that it was exported from.")
     wrong = unsound(model)
     if wrong is not None:
         raise KirieError(f"The model holds {wrong}; nothing was written.")
-    card = {
-        "format": FORMAT,
-        "architecture": model_name(model),
-        "in_channels": model.in_channels,
-        "classes": model.classes.to_dict(),
-        "arguments": model.arguments,
-        "inputs": model.inputs.to_dict(),
-        "cleanup": None if model.cleanup is None else model.cleanup.to_dict(),
-        "mean": model.mean.flatten().tolist(),
-        "std": model.std.flatten().tolist(),
-        "recipe": model.recipe if recipe is None else recipe,
-        "scores": dict(scores or {}),
-    }
-    text = json.dumps(card)
+    text = json.dumps(described(model, recipe=recipe, scores=scores))
     if len(text) > MAX_METADATA:
         raise KirieError(
             f"Recipe, scores and classes take {len(text):,} characters, a model file holds {MAX_METADATA:,}: "
@@ -111,6 +100,28 @@ def save(
         except SafetensorError as error:  # the library reports a full disk as its own kind of error
             raise OSError(None, str(error)) from error
     return path
+
+
+def described(
+    model: SegmentationModel,
+    *,
+    recipe: Mapping[str, Any] | None = None,
+    scores: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """What a file says about a model's weights, as plain JSON values that `card_of` reads; arguments as of `save`."""
+    return {
+        "format": FORMAT,
+        "architecture": model_name(model),
+        "in_channels": model.in_channels,
+        "classes": model.classes.to_dict(),
+        "arguments": model.arguments,
+        "inputs": model.inputs.to_dict(),
+        "cleanup": None if model.cleanup is None else model.cleanup.to_dict(),
+        "mean": model.mean.flatten().tolist(),
+        "std": model.std.flatten().tolist(),
+        "recipe": model.recipe if recipe is None else recipe,
+        "scores": dict(scores or {}),
+    }
 
 
 def load(
@@ -130,6 +141,32 @@ def load(
     place = pick_device(device)
     path = model_path(path)
     card = read_card(path)
+    shape = outline(card, path, architecture)
+    try:
+        with safe_open(path, framework="pt") as file:
+            _compare(shape, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, path)
+            model = _build(type(shape), card, path)
+            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+    except (SafetensorError, OSError) as error:
+        raise KirieError(f"{path} is damaged or cut short: {error}") from error
+    wrong = unsound(model)
+    if wrong is not None:
+        raise KirieError(f"{path} holds {wrong}.")
+    take_facts(model, card)
+    return model.to(place).eval()
+
+
+def outline(card: ModelCard, path: Path, architecture: type[SegmentationModel] | None = None) -> SegmentationModel:
+    """The model of a card on the meta device: its shape, without memory for weights.
+
+    Args:
+        card: of a file.
+        path: the file, for messages.
+        architecture: your own class, where the card is that of one.
+
+    Raises:
+        KirieError: when kirie has no such architecture, or it cannot be built.
+    """
     if architecture is None and card.architecture not in MODELS and ":" in card.architecture:
         raise KirieError(
             f"{path}: There is no architecture {card.architecture!r:.80} in kirie, and loading runs no code that a "
@@ -138,23 +175,16 @@ def load(
         )
     with _naming(path):
         model_type = architecture or model_class(card.architecture)
-    try:
-        with torch.device("meta"):
-            outline = _build(model_type, card, path)
-        with safe_open(path, framework="pt") as file:
-            _compare(outline, {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, path)
-            model = _build(model_type, card, path)
-            model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-    except (SafetensorError, OSError) as error:
-        raise KirieError(f"{path} is damaged or cut short: {error}") from error
-    wrong = unsound(model)
-    if wrong is not None:
-        raise KirieError(f"{path} holds {wrong}.")
+    with torch.device("meta"):
+        return _build(model_type, card, path)
+
+
+def take_facts(model: SegmentationModel, card: ModelCard) -> None:
+    """Gives a model what its card says beyond its arguments."""
     model.inputs, model.cleanup, model.recipe = card.inputs, card.cleanup, card.recipe
     for buffer, values in ((model.mean, card.mean), (model.std, card.std)):
         if values is not None:  # what an encoder expects may change with the library that it comes from
             buffer.copy_(torch.tensor(values).reshape(buffer.shape))
-    return model.to(place).eval()
 
 
 def model_path(path: str | Path) -> Path:
@@ -198,6 +228,19 @@ def read_card(path: str | Path) -> ModelCard:
         ) from error
     if text is None:
         raise KirieError(f"{path} was not written by kirie: bring it in with `kirie import {path}`.")
+    return card_of(text, path)
+
+
+def card_of(text: str, path: Path) -> ModelCard:
+    """The card that `described` wrote as JSON, checked; other entries are passed over.
+
+    Args:
+        text: the JSON.
+        path: the file that it stands in, for messages.
+
+    Raises:
+        KirieError: when it is not what kirie writes.
+    """
     if len(text) > MAX_METADATA:
         raise KirieError(f"{path} has {len(text):,} characters of metadata; a sound file has at most {MAX_METADATA:,}.")
     try:

@@ -285,6 +285,11 @@ class HRNet(SemanticModel):
         elif encoder_weights is not None:
             load_weights(self.encoder, Path(str(encoder_weights)), in_channels)
 
+    @property
+    def least_side(self) -> int:
+        """See `SegmentationModel.least_side`; from there on the coarsest map has several cells."""
+        return 64
+
     def forward(self, images: Tensor) -> SemanticRaw:
         """Logits (B, K, ceil(H / 4), ceil(W / 4)), with `align_corners` (B, K, H, W), for images (B, C, H, W)."""
         finest, *coarser = self.encoder(self.normalise(images))

@@ -25,11 +25,12 @@ from torch.nn import functional as F
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.masks import Masks
+from kirie.models.contract import Frame
 from kirie.models.parts.anchors import cell_anchors, clipped, grid_anchors
 from kirie.models.parts.checks import check_flag, check_numbers, check_pixels, check_share, check_whole
 from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.fpn import FPN
-from kirie.models.parts.instance import Chosen, InstanceModel, padded
+from kirie.models.parts.instance import Chosen, InstanceModel, by_number, numbered, seen_sizes
 from kirie.models.parts.pasting import cut_boxes
 from kirie.models.parts.proposals import (
     ProposalHead,
@@ -40,6 +41,7 @@ from kirie.models.parts.proposals import (
     select,
 )
 from kirie.models.parts.regions import BoxHead, MaskHead, box_losses, detected, mask_aims, pooled
+from kirie.models.parts.sizes import padded
 from kirie.results import Instances, Result
 
 FINEST = 4  # the stride of the pyramid's first map; what an encoder has above that is not used
@@ -246,22 +248,37 @@ class MaskRCNN(InstanceModel):
         )
         return torch.stack(list(cells))
 
-    def forward(self, images: Tensor) -> MaskRCNNRaw:
-        """The pyramid and all proposals for images (B, C, H, W) in [0, 1] of any size."""
-        return self.proposed(self.pyramid(self.normalise(images)), (images.shape[-2], images.shape[-1]))
+    def network(self, images: Tensor) -> dict[str, Tensor]:
+        """The pyramid and all proposals for images (B, C, H, W) in [0, 1] of any size, as `proposed` has them."""
+        return self.proposed(self.pyramid(self.normalise(images)))
 
     def pyramid(self, x: Tensor) -> list[Tensor]:
         """Maps (B, C, h_i, w_i), finest first, of normalised pictures (B, C, H, W) of any size."""
         maps: list[Tensor] = self.fpn(self.encoder(padded(x, self.strides[-1]))[self.skipped_maps :])
         return maps
 
-    def proposed(self, maps: Sequence[Tensor], size: tuple[int, int]) -> MaskRCNNRaw:
-        """All proposals for the maps of a pyramid, made from pictures of `size` (H, W) without padding."""
+    def proposed(self, maps: Sequence[Tensor]) -> dict[str, Tensor]:
+        """All proposals for the maps of a pyramid, and all maps but the last: as in `MaskRCNNRaw`, numbered."""
         objectness, codes = zip(*(self.proposals(x) for x in maps), strict=True)
-        seen = torch.tensor([list(size)] * len(maps[0]), dtype=torch.int64, device=maps[0].device)
+        return numbered("map", maps[:-1]) | numbered("objectness", objectness) | numbered("codes", codes)
+
+    @property
+    def frame(self) -> Frame:
+        """See `SegmentationModel.frame`."""
+        return Frame(self.strides[-1], least=2 * self.strides[-1])
+
+    def raw_of(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> MaskRCNNRaw:
+        """See `SegmentationModel.raw_of`; other outputs than those of `proposed` are passed over."""
+        maps, objectness, codes = (by_number(name, outputs) for name in ("map", "objectness", "codes"))
         # RoIAlign reads them channels first, for boxes and for every few masks: turned round here, once.
-        turned = tuple(x.float().contiguous() for x in maps[:-1])
-        return MaskRCNNRaw(turned, objectness, codes, seen)
+        turned = tuple(x.float().contiguous() for x in maps)
+        return MaskRCNNRaw(turned, objectness, codes, seen_sizes(size, maps[0]))
+
+    def heads(self) -> dict[str, tuple[Tensor, ...]]:
+        """See `SegmentationModel.heads`."""
+        channels, rows = self.arguments["channels"], 3
+        boxes, masks = (torch.zeros(rows, channels, cells, cells) for cells in (BOX_CELLS, MASK_CELLS))
+        return {"box_head": (boxes,), "mask_head": (masks, torch.zeros(rows, dtype=torch.int64))}
 
     # ---- learning
 
@@ -397,7 +414,8 @@ class MaskRCNN(InstanceModel):
         found = pooled(
             maps, regions, self.strides, cells, aligned=self.flavour.aligned, samples=self.flavour.samples_per_cell
         )
-        return found.to(self.box_head.logits.weight.dtype)  # which is another one in a model cast to half precision
+        own = next(self.box_head.parameters(), found)  # of another type in a model cast to half precision
+        return found.to(own.dtype)
 
 
 class _Learned:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Self
 
@@ -25,7 +25,7 @@ from kirie.classes import BACKGROUND, Classes
 from kirie.errors import KirieError
 from kirie.losses import cross_entropy, widened
 from kirie.merging import MergeSettings, merge, split, split_classes
-from kirie.models.contract import SegmentationModel
+from kirie.models.contract import Frame, SegmentationModel
 from kirie.models.mask_rcnn import MaskRCNN, MaskRCNNRaw
 from kirie.models.parts.checks import check_numbers, check_whole
 from kirie.models.parts.fpn import SemanticFPNHead, covering
@@ -76,6 +76,7 @@ class PanopticFPN(SegmentationModel):
     """
 
     task = "panoptic"
+    frame_fill = "mean"
     advice = "For every pixel: things as single objects, all else by its class; a little dearer than Mask R-CNN."
 
     def __init__(
@@ -121,11 +122,23 @@ class PanopticFPN(SegmentationModel):
         *encoder, rest = self.instance.levels()
         return [*encoder, [*rest, self.semantic]]
 
-    def forward(self, images: Tensor) -> PanopticRaw:
+    def network(self, images: Tensor) -> dict[str, Tensor]:
         """The pyramid, all proposals and the semantic logits for images (B, C, H, W) in [0, 1] of any size."""
         maps = self.instance.pyramid(self.normalise(images))
-        proposed = self.instance.proposed(maps, (images.shape[-2], images.shape[-1]))
-        return PanopticRaw(proposed, self.semantic(maps[:-1]))
+        return {**self.instance.proposed(maps), "logits": self.semantic(maps[:-1])}
+
+    @property
+    def frame(self) -> Frame:
+        """See `SegmentationModel.frame`."""
+        return self.instance.frame
+
+    def raw_of(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> PanopticRaw:
+        """See `SegmentationModel.raw_of`."""
+        return PanopticRaw(self.instance.raw_of(outputs, size), outputs["logits"])
+
+    def heads(self) -> dict[str, tuple[Tensor, ...]]:
+        """See `SegmentationModel.heads`."""
+        return {f"instance.{name}": inputs for name, inputs in self.instance.heads().items()}
 
     def loss(self, raw: PanopticRaw, truths: Sequence[Result]) -> dict[str, Tensor]:
         """The five losses of the Mask R-CNN, and semantic: cross entropy, the mean over all pixels that are not void.

@@ -21,10 +21,12 @@ from torch.nn import functional as F
 
 from kirie.classes import Classes
 from kirie.errors import KirieError
+from kirie.models.contract import Frame
 from kirie.models.parts.checks import check_dropout, check_flag, check_whole
 from kirie.models.parts.conv import BatchNorm, ConvNorm, FCNHead
 from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw, full_size
+from kirie.models.parts.sizes import at_least, same
 
 BINS = (1, 2, 3, 6)
 
@@ -55,7 +57,7 @@ class PyramidHead(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K, h, w) for the encoder's last maps (B, C, h, w)."""
-        pooled = [branch(F.adaptive_avg_pool2d(x, n)) for n, branch in zip(self.bins, self.branches, strict=True)]
+        pooled = [branch(_means(x, n)) for n, branch in zip(self.bins, self.branches, strict=True)]
         x = F.relu(self.norm(self.mixed(x, pooled)), inplace=True)
         logits: Tensor = self.classifier(self.dropout(x))
         return logits
@@ -83,6 +85,26 @@ class PyramidHead(nn.Module):
         enlarged = torch.cat(values, 2) @ torch.cat(places)  # (B, width, h w)
         out: Tensor = F.conv2d(x, weight, padding=1)
         return out + enlarged.reshape(out.shape)
+
+
+def _means(x: Tensor, parts: int) -> Tensor:
+    """The means (B, C, n, n) of n x n parts of a map (B, C, h, w), which overlap by a cell where h or w is no multiple.
+
+    A graph for any size has no such pooling: there it is a matrix for each axis, of the cells' shares in the parts.
+    """
+    if not torch.compiler.is_exporting():
+        return F.adaptive_avg_pool2d(x, parts)
+    rows, columns = (_shares(side, parts, x) for side in x.shape[-2:])
+    return rows @ x @ columns.T
+
+
+def _shares(side: int, parts: int, like: Tensor) -> Tensor:
+    """(parts, side) the share that each of so many cells has in the mean of each part."""
+    part = torch.arange(parts, device=like.device)[:, None]
+    cell = torch.arange(side, device=like.device)
+    inside = (cell >= part * side // parts) & (cell < ((part + 1) * side + parts - 1) // parts)
+    shares = inside.to(like.dtype)
+    return shares / shares.sum(1, keepdim=True)
 
 
 def _places(part: Tensor, height: int, width: int, *, align_corners: bool) -> Tensor:
@@ -170,14 +192,22 @@ class PSPNet(SemanticModel):
         height, width = images.shape[-2:]
         x = self.normalise(images)
         down, right = self._sizes(height)[0], self._sizes(width)[0]
-        if (down, right) != (height, width):
+        if not same((down, right), (height, width)):
             x = F.pad(x, (0, right - width, 0, down - height), mode="replicate")
         features = self.encoder(x)
         logits = self.covering(self.head(features[-1]), (height, width))
         return SemanticRaw(logits, None if self.auxiliary is None else features[-2])
 
+    @property
+    def frame(self) -> Frame:
+        """See `SegmentationModel.frame`."""
+        step, rest = self.encoder.strides[-1], int(self.align_corners)
+        return Frame(step, rest, 2 * step if not rest else step + 1)
+
     def covering(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         """Logits (B, K, h, w) brought to the picture from where their cells lie; see `SemanticModel`."""
+        if torch.compiler.is_exporting() and not self.align_corners:
+            return logits  # exports take framed pictures alone, which the cells cover exactly
         covered = [self._sizes(side)[1] for side in size]
         return full_size(logits, covered, size, align_corners=self.align_corners)
 
@@ -188,9 +218,9 @@ class PSPNet(SemanticModel):
         """
         step = self.encoder.strides[-1]
         if not self.align_corners:
-            cells = max(-(-side // step), 2)
+            cells = at_least(-(-side // step), 2)
             return cells * step, cells * step
-        cells = max(-(-(side - 1) // step), 1) + 1
+        cells = at_least(-(-(side - 1) // step), 1) + 1
         between = (cells - 1) * step + 1  # from the first cell's centre to the last one's
         return between if self.encoder.divisor == 1 else cells * step, between
 

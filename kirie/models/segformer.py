@@ -299,6 +299,11 @@ class SegFormer(SemanticModel):
             read_mit(self.encoder, encoder_weights, size)
         self.encoder.freeze(module for stage in self.encoder.stages[:frozen_stages] for module in stage.modules())
 
+    @property
+    def least_side(self) -> int:
+        """See `SegmentationModel.least_side`; from there on the coarsest map has several cells."""
+        return 64
+
     def forward(self, images: Tensor) -> SemanticRaw:
         """Logits (B, K, ceil(H / 4), ceil(W / 4)) for images (B, C, H, W) in [0, 1]; `decode` resizes them."""
         maps = self.encoder(self.normalise(images))

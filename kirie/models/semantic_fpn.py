@@ -17,14 +17,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from kirie.classes import Classes
 from kirie.errors import KirieError
+from kirie.models.contract import Frame
 from kirie.models.parts.checks import check_pixels, check_whole
 from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.fpn import FPN, SemanticFPNHead, covering
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw
+from kirie.models.parts.sizes import padded
 
 FINEST = 4  # the stride of the pyramid's first map; what an encoder has above that is not used
 
@@ -49,6 +50,7 @@ class SemanticFPN(SemanticModel):
         KirieError: when an argument is out of range, or the encoder or its weights cannot be had.
     """
 
+    frame_fill = "mean"
     advice = "A light head with fine maps on any encoder: much cheaper at large sizes than dilated encoders."
 
     def __init__(
@@ -83,6 +85,11 @@ class SemanticFPN(SemanticModel):
         self.fpn = FPN(body.channels[self.skipped_maps :], channels)
         self.head = SemanticFPNHead(channels, strides, self.logit_channels, width)
 
+    @property
+    def frame(self) -> Frame:
+        """See `SegmentationModel.frame`."""
+        return Frame(self.encoder.strides[-1], least=2 * self.encoder.strides[-1])
+
     def forward(self, images: Tensor) -> SemanticRaw:
         """Logits (B, K, H, W) for images (B, C, H, W) in [0, 1] of any size.
 
@@ -90,11 +97,6 @@ class SemanticFPN(SemanticModel):
         picture here, to the size asked for in `decode`.
         """
         height, width = images.shape[-2:]
-        x = self.normalise(images)
-        # Padded with the mean colour, as in the reference; to two cells at least, as batch norm cannot learn from one.
-        last = self.encoder.strides[-1]
-        down, right = (max(-(-side // last), 2) * last - side for side in (height, width))
-        if down or right:
-            x = F.pad(x, (0, right, 0, down))
+        x = padded(self.normalise(images), self.encoder.strides[-1])  # with the mean colour, as in the reference
         logits = self.head(self.fpn(self.encoder(x)[self.skipped_maps :]))
         return SemanticRaw(covering(logits, self.encoder.strides[self.skipped_maps], (height, width)))

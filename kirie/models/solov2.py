@@ -25,13 +25,15 @@ from torch.nn import functional as F
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.masks import Masks
+from kirie.models.contract import Frame
 from kirie.models.parts.checks import check_pixels, check_share, check_whole
 from kirie.models.parts.dynamic_masks import MASK, mask_facts, mask_logits, matrix_nms, point_nms
 from kirie.models.parts.encoder import Encoder, build_encoder
 from kirie.models.parts.fpn import FPN, SemanticBranch
 from kirie.models.parts.grid_cells import TaughtCells, category_loss, checked_grids
-from kirie.models.parts.instance import Chosen, InstanceModel, padded
+from kirie.models.parts.instance import Chosen, InstanceModel, by_number, numbered, seen_sizes
 from kirie.models.parts.pasting import cut_masks, on_cells, resize_matrix, resized_twice
+from kirie.models.parts.sizes import at_least, padded
 from kirie.results import Instances, Result
 
 CELL = 4  # pixels of a cell of the mask features, the stride of the pyramid's first map
@@ -199,9 +201,8 @@ class SOLOv2(InstanceModel):
         self.head = _GridHead(channels, len(self.classes), mask_channels * kernel_size**2, width, depth, self.grids)
         self.mask_head = _MaskHead(channels, len(own_strides), mask_width, mask_channels)
 
-    def forward(self, images: Tensor) -> SOLOv2Raw:
-        """Raw outputs for images (B, C, H, W) in [0, 1] of any size."""
-        height, width = images.shape[-2:]
+    def network(self, images: Tensor) -> dict[str, Tensor]:
+        """Outputs for images (B, C, H, W) in [0, 1] of any size: those of `SOLOv2Raw`, numbered by grid."""
         x = self.normalise(images)
         x = padded(x, self.encoder.strides[-1])
         maps = self.fpn(self.encoder(x)[self.skipped_maps :])
@@ -213,8 +214,17 @@ class SOLOv2(InstanceModel):
             size = [side * CELL // stride for side in features.shape[-2:]]
             resized.append(map_ if own == stride else F.interpolate(map_, size, mode="bilinear", align_corners=False))
         categories, kernels = self.head(resized)
-        seen = torch.tensor([[height, width]], device=images.device).expand(len(images), -1)
-        return SOLOv2Raw(categories, kernels, features, seen)
+        return numbered("categories", categories) | numbered("kernels", kernels) | {"features": features}
+
+    @property
+    def frame(self) -> Frame:
+        """See `SegmentationModel.frame`."""
+        return Frame(self.encoder.strides[-1], least=2 * self.encoder.strides[-1])
+
+    def raw_of(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> SOLOv2Raw:
+        """See `SegmentationModel.raw_of`."""
+        categories, kernels = (by_number(name, outputs) for name in ("categories", "kernels"))
+        return SOLOv2Raw(categories, kernels, outputs["features"], seen_sizes(size, outputs["features"]))
 
     # ---- prediction
 
@@ -374,10 +384,13 @@ def _tower(channels: int, width: int, depth: int) -> nn.Sequential:
 def _with_places(x: Tensor) -> Tensor:
     """`x` (B, C, h, w) and two more channels, column and row of each cell from -1 to 1."""
     height, width = x.shape[-2:]
-    column = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
-    row = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
+    # An export would tie `torch.linspace` to one size.
+    row, column = (
+        torch.arange(count, device=x.device, dtype=x.dtype) * 2 / at_least(count - 1, 1) - 1
+        for count in (height, width)
+    )
     places = torch.stack([column.expand(height, width), row[:, None].expand(height, width)])
-    return torch.cat([x, places.expand(len(x), -1, -1, -1)], 1)
+    return torch.cat([x, places.expand(x.shape[0], -1, -1, -1)], 1)
 
 
 def _dice(soft: Tensor, masks: Tensor) -> Tensor:

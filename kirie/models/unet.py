@@ -23,9 +23,11 @@ from torch.nn import functional as F
 
 from kirie.classes import Classes
 from kirie.errors import KirieError
+from kirie.models.contract import Frame
 from kirie.models.parts.checks import check_flag, check_whole
 from kirie.models.parts.encoder import Encoder, build_encoder, padded
 from kirie.models.parts.semantic import SemanticModel, SemanticRaw
+from kirie.models.parts.sizes import same
 
 MAX_DEPTH = 8
 GROUP = 8  # channels that share one mean and deviation in group norm
@@ -105,7 +107,7 @@ class UNet(SemanticModel):
             which sees a picture alone and so suits pictures that differ much, and small batches; or "none", as in the
             paper.
         valid: the paper's convolutions without padding. Pictures are mirrored outwards first, so that the logits
-            cover the whole picture; `network` gives the bare 572 -> 388 form.
+            cover the whole picture; `unpadded` gives the bare 572 -> 388 form.
         skip: whether the skip connections are there; without them it is the plain encoder-decoder that the U-Net is
             compared with.
         standardise: bring each picture to mean 0 and deviation 1 by its own pixels (nnU-Net's z-score). Worth it where
@@ -183,12 +185,27 @@ class UNet(SemanticModel):
             x = _mirrored(x, len(self.down) - 1)
         else:
             x = padded(x, self.smallest, self.divisor)
-        logits = self.network(x)
+        logits = self.unpadded(x)
         if self.valid:
             logits = _centre(logits, height, width)
         return SemanticRaw(logits[..., :height, :width])
 
-    def network(self, x: Tensor) -> Tensor:
+    @property
+    def frame(self) -> Frame:
+        """See `SegmentationModel.frame`."""
+        return Frame() if self.valid else Frame(self.divisor, least=self.smallest)
+
+    def network(self, images: Tensor) -> dict[str, Tensor]:
+        """See `SemanticModel.network`.
+
+        Raises:
+            KirieError: when the valid form is to be exported: how far it mirrors a picture outwards goes by its size.
+        """
+        if self.valid and torch.compiler.is_exporting():
+            raise KirieError("A U-Net of the valid form (valid=True) cannot be exported; train one with valid=False.")
+        return super().network(images)
+
+    def unpadded(self, x: Tensor) -> Tensor:
         """The U itself: logits for normalised images (B, C, H, W), without padding before or cropping after."""
         if self.encoder is None:
             features = [self.down[0](x)]
@@ -228,7 +245,7 @@ def _standardised(x: Tensor) -> Tensor:
 def _fitted(x: Tensor, like: Tensor) -> Tensor:
     """`x` (B, C, h, w) padded with zeros or cropped, about its centre, to the height and width of `like`."""
     down, right = like.shape[-2] - x.shape[-2], like.shape[-1] - x.shape[-1]
-    if down == 0 and right == 0:
+    if same((down, right), (0, 0)):
         return x
     return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
 

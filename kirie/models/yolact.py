@@ -23,12 +23,14 @@ from torch.nn import functional as F
 from kirie.classes import Classes
 from kirie.errors import KirieError
 from kirie.masks import Masks
+from kirie.models.contract import Frame
 from kirie.models.parts.checks import check_flag, check_numbers, check_pixels, check_share, check_whole
 from kirie.models.parts.encoder import Encoder, build_encoder
-from kirie.models.parts.instance import Chosen, InstanceModel, padded
+from kirie.models.parts.instance import Chosen, InstanceModel, seen_sizes
 from kirie.models.parts.pasting import cut_masks, resize_matrix
 from kirie.models.parts.priors import BACKGROUND, coded, decoded, fast_nms, grid_priors, hardest, matched
 from kirie.models.parts.prototypes import PictureTruth, assembled, inside
+from kirie.models.parts.sizes import padded
 from kirie.results import Result
 
 FINEST = 8  # the stride of the pyramid's first map; what an encoder has above that is not used
@@ -46,7 +48,8 @@ class YOLACTRaw(NamedTuple):
         codes: (B, P, 4), boxes by their priors.
         coefficients: (B, P, M) in [-1, 1].
         prototypes: (B, M, h, w), at least 0.
-        finest: (B, C, h / 2, w / 2), the pyramid's first map, from which `loss` makes classes per pixel.
+        finest: (B, C, h / 2, w / 2), the pyramid's first map, from which `loss` makes classes per pixel; C is 0 where
+            it is of no use.
         priors: (B, P, 4) centres and sides.
         seen: (B, 2) int64, height and width of the picture that the network saw, without padding.
     """
@@ -93,6 +96,7 @@ class YOLACT(InstanceModel):
         KirieError: when an argument is out of range, or the encoder or its weights cannot be had.
     """
 
+    for_loss = frozenset({"finest"})
     advice = "The fast one for objects: one pass, masks of 1/4 of the size; Mask R-CNN is more exact and much slower."
 
     def __init__(
@@ -166,21 +170,35 @@ class YOLACT(InstanceModel):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    def forward(self, images: Tensor) -> YOLACTRaw:
-        """Raw outputs for images (B, C, H, W) in [0, 1] of any size."""
-        height, width = images.shape[-2:]
+    def network(self, images: Tensor) -> dict[str, Tensor]:
+        """Outputs for images (B, C, H, W) in [0, 1] of any size, by their names in `YOLACTRaw`."""
         x = self.normalise(images)
         if self.input_size is not None:
-            height = width = self.input_size
-            x = F.interpolate(x, (height, width), mode="bilinear", align_corners=False)
+            x = F.interpolate(x, (self.input_size, self.input_size), mode="bilinear", align_corners=False)
         else:
             x = padded(x, self.encoder.strides[-1])
         maps = self.pyramid(self.encoder(x)[self.skipped_maps :])
         prototypes = F.relu(self.protonet(maps[0]))
         logits, codes, coefficients = (torch.cat(parts, 1) for parts in zip(*map(self.head, maps), strict=True))
-        priors = self._priors([(m.shape[2], m.shape[3]) for m in maps], (height, width), images.device)
-        seen = torch.tensor([[height, width]], device=images.device).expand(images.shape[0], -1)
-        return YOLACTRaw(logits, codes, coefficients, prototypes, maps[0], priors.expand(images.shape[0], -1, -1), seen)
+        return {
+            "logits": logits, "codes": codes, "coefficients": coefficients, "prototypes": prototypes, "finest": maps[0],
+        }  # fmt: skip
+
+    @property
+    def frame(self) -> Frame:
+        """See `SegmentationModel.frame`."""
+        return Frame() if self.input_size else Frame(self.encoder.strides[-1], least=2 * self.encoder.strides[-1])
+
+    def raw_of(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> YOLACTRaw:
+        """See `SegmentationModel.raw_of`."""
+        prototypes = outputs["prototypes"]
+        given = {"finest": prototypes[:, :0], **outputs}
+        size = size if self.input_size is None else (self.input_size, self.input_size)
+        cells = [(prototypes.shape[2] // 2, prototypes.shape[3] // 2)]  # of each map, half as many as of the one before
+        for _ in self.strides[1:]:
+            cells.append((-(-cells[-1][0] // 2), -(-cells[-1][1] // 2)))
+        priors = self._priors(cells, size, prototypes.device).expand(len(prototypes), -1, -1)
+        return YOLACTRaw(**given, priors=priors, seen=seen_sizes(size, prototypes))
 
     def _priors(self, maps: Sequence[tuple[int, int]], size: tuple[int, int], device: torch.device) -> Tensor:
         """The priors (P, 4) of maps of (h_i, w_i) cells, relative to a picture of `size`."""

@@ -62,6 +62,7 @@ class Averaged:
         threshold: see `Predictor`; of the mean score.
         classes: see `Predictor`.
         max_detections: see `Predictor`.
+        cleanup: whether the clean-up that the first model asks for is done.
 
     Attributes:
         model: the first one.
@@ -82,12 +83,14 @@ class Averaged:
         threshold: float | None = None,
         classes: Sequence[str] | None = None,
         max_detections: int | None = None,
+        cleanup: bool = True,
     ) -> None:
         if tta not in TTA:
             raise KirieError(f"There is no test-time augmentation {tta!r:.60}; expected {', '.join(TTA)}.")
         if not models:
             raise KirieError("An ensemble needs at least one model.")
         self.model, self.scores, self._views = models[0], scores, TTA[tta]
+        self._cleanup = models[0].cleanup if cleanup else None
         for other in models:
             _check_together(self.model, other)
         choice = {"threshold": threshold, "classes": classes, "max_detections": max_detections}
@@ -143,7 +146,7 @@ class Averaged:
         averaged = SemanticMap(mean.argmax(0).astype(kind), classes, mean)
         if isinstance(self.model, RegionObjects):
             return self.model.of_map(averaged)
-        cleaned = averaged if self.model.cleanup is None else clean(averaged, self.model.cleanup)
+        cleaned = averaged if self._cleanup is None else clean(averaged, self._cleanup)
         return cleaned if self.scores else replace(cleaned, scores=None)
 
     def _mean_objects(self, picture: Picture) -> Instances:

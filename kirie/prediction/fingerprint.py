@@ -10,8 +10,8 @@ import torch
 
 from kirie.models.contract import SegmentationModel
 
-NO_MATTER = ("device", "batch_size")
-FACTS = ("classes", "cleanup", "inputs", "settings", "max_detections")
+NO_MATTER = ("device", "batch_size", "measured")
+FACTS = ("classes", "cleanup", "inputs", "settings", "max_detections", "artifact")
 
 
 def fingerprint(predictor: Any) -> str:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from kirie.errors import KirieError
 from kirie.files import Frame, part_of
+from kirie.reading.remote import Url
 
 MANIFEST = "manifest.jsonl"
 END = b'{"finished": true}\n'
@@ -23,18 +24,21 @@ END = b'{"finished": true}\n'
 class File(NamedTuple):
     """A picture to predict; see `picture_files.Predicted`."""
 
-    path: Path
+    path: Path | Url
     name: str
     title: str
     number: int
 
     def state(self) -> list[Any]:
         """What tells whether it is the same picture and is to be called the same: its names, its size and its time."""
+        called = [str(self.path), self.name, self.title, self.number]
+        if isinstance(self.path, Url):
+            return [*called, *self.path.state()]
         try:
             facts = self.path.stat()
         except OSError:
-            return [str(self.path), self.name, self.title, self.number, -1, 0]
-        return [str(self.path), self.name, self.title, self.number, facts.st_size, facts.st_mtime_ns]
+            return [*called, -1, 0]
+        return [*called, facts.st_size, facts.st_mtime_ns]
 
 
 class Entry(NamedTuple):

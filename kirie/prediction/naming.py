@@ -13,9 +13,10 @@ from kirie.classes import Classes
 from kirie.coco_words import category_ids
 from kirie.errors import KirieError
 from kirie.reading.json_stream import json_entries
+from kirie.reading.remote import Url
 
 
-def file_names(paths: Sequence[Path]) -> list[str]:
+def file_names(paths: Sequence[Path | Url]) -> list[str]:
     """A name for each picture's results: its stem; with its folder, ending or a number where stems repeat."""
     taken: set[str] = set()
     names = []
@@ -29,7 +30,7 @@ def file_names(paths: Sequence[Path]) -> list[str]:
     return names
 
 
-def table_names(paths: Sequence[Path]) -> list[str]:
+def table_names(paths: Sequence[Path | Url]) -> list[str]:
     """What tables call each picture: its file name, or its path where pictures of several folders share one."""
     shared = Counter(path.name for path in paths)
     return [path.name if shared[path.name] == 1 else path.as_posix() for path in paths]
@@ -49,7 +50,7 @@ class Listing(NamedTuple):
     categories: dict[str, set[int]] | None
 
 
-def read_listing(path: str | Path, paths: Sequence[Path], classes: Classes) -> Listing:
+def read_listing(path: str | Path, paths: Sequence[Path | Url], classes: Classes) -> Listing:
     """Looks for pictures and classes in a COCO file, of which no more is kept than is asked for.
 
     Raises:
@@ -74,7 +75,7 @@ def read_listing(path: str | Path, paths: Sequence[Path], classes: Classes) -> L
     return Listing(str(path), found.get("images", {}), found.get("categories"))
 
 
-def image_numbers(paths: Sequence[Path], listing: Listing | None = None) -> list[int]:
+def image_numbers(paths: Sequence[Path | Url], listing: Listing | None = None) -> list[int]:
     """The `image_id` of each picture: that of a COCO file that lists them, where one is given.
 
     Otherwise the number that is its file's name, as for COCO's own pictures, where every name is another number; else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,9 @@ from PIL import Image
 from kirie.coco_words import bboxes, run_lengths
 from kirie.drawing.picture import as_picture
 from kirie.errors import KirieError
-from kirie.files import write_picture, write_text
-from kirie.prediction.picture_files import Predicted, Run, Write
+from kirie.files import whole_file, write_picture
+from kirie.prediction.picture_files import Run, Write
+from kirie.prediction.predicted import Predicted
 from kirie.reading.strict_yaml import read_yaml
 from kirie.results import Instances
 from kirie.yolo_words import data_yaml, object_lines
@@ -36,11 +38,12 @@ def coco_results(run: Run) -> Iterator[Write]:
     ):
 
         def write(one: Predicted) -> tuple[()]:
-            height, width = one.result.size
+            height, width = one.size
             images(json.dumps({"id": one.number, "file_name": one.title, "height": height, "width": width}))
-            found = [json.dumps(entry) for entry in _coco_entries(one.result, one.number, run.categories)]
-            if found:
-                results(",\n".join(found))
+            for part in one.parts():
+                found = [json.dumps(entry) for entry in _coco_entries(part, one.number, run.categories)]
+                if found:
+                    results(",\n".join(found))
             return ()
 
         yield write
@@ -65,11 +68,13 @@ def yolo_labels(run: Run) -> Iterator[Write]:
 
     def write(one: Predicted) -> tuple[Path]:
         path = run.out / f"{one.name}.txt"
-        write_text(path, "".join(object_lines(one.result)))
+        with whole_file(path) as stand_in, stand_in.open("w", encoding="utf-8") as file:
+            for part in one.parts():
+                file.writelines(object_lines(part))
         return (path,)
 
-    yield write
-    write_text(run.out / "data.yaml", data_yaml(run.classes))
+    with run.growing.ended_by(run.out / "data.yaml", data_yaml(run.classes)):
+        yield write
 
 
 def check_data_yaml(out: Path) -> None:
@@ -84,19 +89,18 @@ def check_data_yaml(out: Path) -> None:
 
 def save_cutouts(out: Path, one: Predicted) -> tuple[Path, ...]:
     """Writes `cutouts/NAME_NUMBER_CLASS.png` for each object: its part of the picture, transparent round the mask."""
-    result: Instances = one.result
-    picture = as_picture(one.picture)
     written = []
-    for index, crop in enumerate(result.masks.crops()):
-        if not crop.bits.size:
-            continue
-        height, width = crop.bits.shape
-        cut = np.zeros((height, width, 4), np.uint8)
-        cut[..., :3] = picture[crop.top : crop.top + height, crop.left : crop.left + width]
-        cut[..., 3] = 255
-        cut[~crop.bits] = 0
-        word = re.sub(r"\W+", "-", result.classes.names[result.labels[index]])[:60]
-        path = out / "cutouts" / f"{one.name}_{index + 1:04d}_{word}.png"
-        write_picture(path, Image.fromarray(cut))
-        written.append(path)
+    numbers = itertools.count(1)
+    for part in one.parts():
+        for label, crop in zip(part.labels.tolist(), part.masks.crops(), strict=True):
+            number = next(numbers)
+            if not crop.bits.size:
+                continue
+            cut = np.full((*crop.bits.shape, 4), 255, np.uint8)
+            cut[..., :3] = as_picture(one.pixels(crop))
+            cut[~crop.bits] = 0
+            word = re.sub(r"\W+", "-", part.classes.names[label])[:60]
+            path = out / "cutouts" / f"{one.name}_{number:04d}_{word}.png"
+            write_picture(path, Image.fromarray(cut))
+            written.append(path)
     return tuple(written)

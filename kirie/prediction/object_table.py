@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kirie.masks import Crop
-from kirie.prediction.picture_files import Predicted, Run, Write
-from kirie.reading.images import image_facts, read_numbers
+from kirie.prediction.picture_files import Run, Write
+from kirie.prediction.predicted import Predicted
 from kirie.results import Instances
 
 _SHAPE = (
@@ -57,10 +57,12 @@ def object_table(run: Run) -> Iterator[Write]:
     ):
 
         def write(one: Predicted) -> tuple[()]:
-            result: Instances = one.result
-            objects(_lines(_rows(one)))
-            found = np.bincount(result.labels, minlength=len(result.classes)).tolist()
-            counts(_lines([(one.title, len(result), *found)]))
+            found = np.zeros(len(run.classes), np.int64)
+            for part in one.parts():
+                if len(part):
+                    objects(_lines(_rows(one, part, int(found.sum()) + 1)))
+                    found += np.bincount(part.labels, minlength=len(run.classes))
+            counts(_lines([(one.title, int(found.sum()), *found.tolist())]))
             return ()
 
         yield write
@@ -79,7 +81,7 @@ def measured(crop: Crop, numbers: npt.NDArray[Any]) -> tuple[float | None, ...]:
 
     Args:
         crop: the mask, cut to its tightest box.
-        numbers: the picture (H, W, C).
+        numbers: the part of the picture (h, w, C) that the box covers.
     """
     top, left, bits = crop
     if not bits.size:
@@ -94,7 +96,7 @@ def measured(crop: Crop, numbers: npt.NDArray[Any]) -> tuple[float | None, ...]:
     spread = math.hypot(a - c, 2 * b)
     large, small = (a + c + spread) / 2, max((a + c - spread) / 2, 0.0)
     turned = math.atan2(2 * b, c - a) / 2 if a != c else math.pi / (4 if b > 0 else -4)
-    inside = [plane[bits] for plane in np.moveaxis(numbers[top:bottom, left:right], 2, 0)]
+    inside = [plane[bits] for plane in np.moveaxis(numbers, 2, 0)]
     return (
         area,
         *(top, left, bottom, right),
@@ -109,13 +111,11 @@ def measured(crop: Crop, numbers: npt.NDArray[Any]) -> tuple[float | None, ...]:
     )
 
 
-def _rows(one: Predicted) -> Iterator[tuple[Any, ...]]:
-    result: Instances = one.result
-    deep = image_facts(one.path).bits > 8  # the picture was stretched to 8 bits for the model
-    numbers = read_numbers(one.path, one.picture.shape[2]) if deep else one.picture
-    for index, crop in enumerate(result.masks.crops()):
-        name, score = result.classes.names[result.labels[index]], round(float(result.scores[index]), 6)
-        yield (one.title, index + 1, name, score, *measured(crop, numbers))
+def _rows(one: Predicted, part: Instances, first: int) -> Iterator[tuple[Any, ...]]:
+    """A row for each object of a part, which are numbered from `first` on."""
+    for index, crop in enumerate(part.masks.crops()):
+        name, score = part.classes.names[part.labels[index]], round(float(part.scores[index]), 6)
+        yield (one.title, index + first, name, score, *measured(crop, one.numbers(crop)))
 
 
 def _perimeter(bits: npt.NDArray[np.bool_]) -> float:

@@ -10,7 +10,9 @@ from kirie.errors import KirieError
 from kirie.merging import MergeSettings, joint_classes, merge
 from kirie.models.contract import SegmentationModel
 from kirie.prediction.pictures import Picture
-from kirie.prediction.predictor import Predictor, in_batches, shown_from
+from kirie.prediction.predictor import Predictor, Predicts, in_batches, shown_from
+from kirie.prediction.tile_size import TileSize
+from kirie.prediction.tiling import Tiled
 from kirie.results import PanopticMap
 
 
@@ -85,3 +87,30 @@ class PanopticPair:
         """Maps one after another, in order, for any number of pictures; holds one batch at a time."""
         for batch in in_batches(pictures, self.batch_size):
             yield from self(batch)
+
+
+def shown_pair(
+    semantic: SegmentationModel,
+    instance: SegmentationModel,
+    *,
+    tile: int | str | None = None,
+    tile_overlap: int | None = None,
+    **settings: Any,
+) -> Predicts:
+    """A `PanopticPair`, or a `Tiled` one that looks at larger pictures in windows; as `shown_predictor` of one model.
+
+    Args:
+        semantic: see `PanopticPair`.
+        instance: likewise.
+        tile: see `predict`.
+        tile_overlap: see `predict`.
+        settings: as `PanopticPair` takes them.
+    """
+    pair, tiles = (
+        PanopticPair(semantic, instance, **settings),
+        TileSize.wished([semantic, instance], tile, tile_overlap),
+    )
+    if tiles is None:
+        return pair
+    windows = PanopticPair(semantic, instance, **settings | {"stuff_area": 0})
+    return Tiled(pair, windows, tiles, stuff_area=pair.settings.stuff_area)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import tifffile
@@ -14,30 +13,11 @@ import tifffile
 from kirie.classes import Classes
 from kirie.drawing import draw
 from kirie.errors import KirieError
-from kirie.files import Frame, GrowingFile, growing_file, numbers_image, whole_file, write_picture
-from kirie.prediction.pictures import Picture
+from kirie.files import Frame, GrowingFile, growing_file, numbers_image, whole_file, write_picture, write_text
+from kirie.prediction import large_files
+from kirie.prediction.map_files import write_zarr
+from kirie.prediction.predicted import LargePredicted, Predicted
 from kirie.results import id_map, to_semantic
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """A picture and what a model saw in it.
-
-    Attributes:
-        path: the picture's file.
-        name: what the files of its results are called, unlike that of any other picture of the run.
-        title: what tables call the picture: its file name, or its path where file names repeat.
-        number: what COCO files call it, its `image_id`.
-        picture: (H, W, C) uint8.
-        result: of the type that the model's task gives.
-    """
-
-    path: Path
-    name: str
-    title: str
-    number: int
-    picture: Picture
-    result: Any
 
 
 @dataclass(frozen=True)
@@ -49,14 +29,14 @@ class Run:
         classes: of the model.
         channels: of the pictures.
         categories: what COCO files call the classes.
-        growing: the files about all pictures, as they grow.
+        growing: the files about all pictures, as they grow, or in their place what gathers their records.
     """
 
     out: Path
     classes: Classes
     channels: int
     categories: tuple[int, ...]
-    growing: Growing
+    growing: Growing | Gathered
 
 
 class Growing:
@@ -83,10 +63,47 @@ class Growing:
             self._files[name], self.frames[name] = file, frame
             yield file.add
 
+    @contextmanager
+    def ended_by(self, path: Path, text: str) -> Iterator[None]:
+        """Writes a file of the whole run when the block ends well."""
+        yield
+        write_text(path, text)
+
+    def add(self, records: Iterable[tuple[str, str]]) -> None:
+        """Adds what was `Gathered` to the files that were opened.
+
+        Raises:
+            KirieError: when the system refuses to write.
+        """
+        for name, record in records:
+            self._files[name].add(record)
+
     @property
     def ends(self) -> dict[str, int]:
         """Where each file that was opened ends now, by name."""
         return {name: file.end for name, file in self._files.items()}
+
+
+class Gathered:
+    """What is written into the files about all pictures where these do not grow: records, to be added there."""
+
+    def __init__(self) -> None:
+        self._records: list[tuple[str, str]] = []
+
+    @contextmanager
+    def open(self, name: str, head: str = "", foot: str = "", between: str = "") -> Iterator[Callable[[str], None]]:
+        """What keeps a record of a file; see `Growing.open`."""
+        yield lambda record: self._records.append((name, record))
+
+    @contextmanager
+    def ended_by(self, path: Path, text: str) -> Iterator[None]:
+        """Leaves the file to where the others grow."""
+        yield
+
+    def taken(self) -> list[tuple[str, str]]:
+        """The names of files and the records that came since the last call, in their order."""
+        records, self._records = self._records, []
+        return records
 
 
 Write = Callable[[Predicted], tuple[Path, ...]]  # gives the files that it wrote for that picture alone
@@ -107,8 +124,10 @@ def save_labels(out: Path, one: Predicted) -> tuple[Path, ...]:
     """Writes `NAME.png`: the class ids that the data set's own files use, with the class colours as palette.
 
     8 bits where all ids of the classes fit, else 16 bits without colours. Objects are written as `to_semantic` has
-    them: what none covers is background.
+    them: what none covers is background. Of a large picture it is `NAME.tif`.
     """
+    if isinstance(one, LargePredicted):
+        return large_files.save_labels(out, one)
     result = to_semantic(one.result)
     ids = result.classes.to_file_ids(result.labels)
     path = out / f"{one.name}.png"
@@ -120,15 +139,20 @@ def save_labels(out: Path, one: Predicted) -> tuple[Path, ...]:
 
 def save_overlay(out: Path, one: Predicted) -> tuple[Path, ...]:
     """Writes `NAME_overlay.jpg`: the result drawn over its picture, with the names of its classes."""
+    if isinstance(one, LargePredicted):
+        return large_files.save_overlay(out, one)
     path = out / f"{one.name}_overlay.jpg"
     write_picture(path, draw(one.result, one.picture, legend=True), quality=92)
     return (path,)
 
 
 def save_scores(out: Path, one: Predicted) -> tuple[Path, ...]:
-    """Writes `NAME_scores.npz`: `scores` (K, H, W) float16 probabilities and `classes`, the K names."""
+    """Writes `NAME_scores.npz`: `scores` (K, H, W) float16 probabilities and `classes`, the K names.
+
+    Of a picture larger than memory they would be larger still.
+    """
     result = one.result
-    if result.scores is None:
+    if isinstance(one, LargePredicted) or result.scores is None:
         raise KirieError("The result has no scores; run the predictor with scores=True.")
     path = out / f"{one.name}_scores.npz"
     with whole_file(path) as stand_in:
@@ -136,11 +160,26 @@ def save_scores(out: Path, one: Predicted) -> tuple[Path, ...]:
     return (path,)
 
 
+def save_zarr(out: Path, one: Predicted) -> tuple[Path, ...]:
+    """Writes `NAME.zarr`: what `labels` writes as a Zarr array, with `classes`, ids by their names, as an attribute."""
+    path = out / f"{one.name}.zarr"
+    if isinstance(one, LargePredicted):
+        classes, maps = large_files.label_classes(one.result), one.result.labels()
+    else:
+        result = to_semantic(one.result)
+        classes, maps = result.classes, iter([result.labels])
+    facts = {"classes": dict(zip(classes.names, classes.ids, strict=True))}
+    write_zarr(path, map(classes.to_file_ids, maps), one.size, large_files.file_type(classes), facts)
+    return (path,)
+
+
 def save_ids(out: Path, one: Predicted) -> tuple[Path, ...]:
     """Writes `NAME_ids.png`: 16 bits, 1 for the first object, 2 for the second..., 0 for none; the surest lies on top.
 
-    Beyond 65535 objects it is `NAME_ids.tif` of 32 bits.
+    Beyond 65535 objects, and of a large picture, it is `NAME_ids.tif` of 32 bits.
     """
+    if isinstance(one, LargePredicted):
+        return large_files.save_ids(out, one)
     ids = id_map(one.result)
     if len(one.result) <= 65535:
         path = out / f"{one.name}_ids.png"

@@ -7,9 +7,12 @@ from typing import Any
 
 from kirie.errors import KirieError
 from kirie.models.contract import SegmentationModel
+from kirie.models.panoptic_fpn import PanopticFPN
 from kirie.prediction.averaging import Averaged
 from kirie.prediction.pictures import as_picture
 from kirie.prediction.predictor import Predictor, Predicts, in_batches, shown_from
+from kirie.prediction.tile_size import TileSize
+from kirie.prediction.tiling import Tiled
 
 
 def predict(
@@ -23,6 +26,8 @@ def predict(
     max_detections: int | None = None,
     tta: str = "none",
     others: Sequence[SegmentationModel] = (),
+    tile: int | str | None = "auto",
+    tile_overlap: int | None = None,
 ) -> Any:
     """What a model sees in a picture, or in each of several.
 
@@ -40,6 +45,9 @@ def predict(
             limit.
         tta: test-time augmentation, a row of `averaging.TTA`.
         others: models whose answers are averaged with this one's; see `averaging.Averaged`.
+        tile: pictures larger than so many pixels a side are looked at in overlapping windows; see `tiling.Tiled`.
+            "auto" does it where the memory does not suffice, None never.
+        tile_overlap: pixels that windows share; None for a quarter of a tile, at most 128.
 
     Raises:
         KirieError: when a picture cannot be read or has another number of channels than the model, a class is unknown,
@@ -48,9 +56,11 @@ def predict(
     predictor: Predicts
     choice: dict[str, Any] = {"threshold": threshold, "classes": classes, "max_detections": max_detections}
     if isinstance(model, SegmentationModel):
+        choice |= {"tile": tile, "tile_overlap": tile_overlap}
         predictor = shown_predictor(model, device=device, scores=scores, tta=tta, others=others, **choice)
     else:
-        if others or tta != "none" or scores or device != "auto" or any(value is not None for value in choice.values()):
+        given = [value for value in (*choice.values(), tile_overlap) if value is not None]
+        if others or tta != "none" or scores or device != "auto" or tile not in ("auto", None) or given:
             raise KirieError(f"A {type(model).__name__} has its own settings: give them to it, and none here.")
         predictor = model
     channels = predictor.model.in_channels
@@ -66,6 +76,8 @@ def shown_predictor(
     threshold: float | None = None,
     tta: str = "none",
     others: Sequence[SegmentationModel] = (),
+    tile: int | str | None = None,
+    tile_overlap: int | None = None,
     **settings: Any,
 ) -> Predicts:
     """What predicts for a person to look at: a `Predictor`, or an `Averaged` where there are several answers.
@@ -75,13 +87,29 @@ def shown_predictor(
         threshold: the lowest score that is kept; None takes an instance model's own `shown_threshold`.
         tta: see `predict`.
         others: see `predict`.
+        tile: see `predict`.
+        tile_overlap: see `predict`.
         settings: as `Predictor` takes them.
     """
-    least = shown_from(model) if threshold is None else threshold
-    if tta == "none" and not others:
-        return Predictor(model, threshold=least, **settings)
     given = {name: value for name, value in settings.items() if value is not None}
-    wrong = [name for name in given if name in ("overlap", "stuff_area")]
+    given["threshold"] = shown_from(model) if threshold is None else threshold
+    several = tta != "none" or bool(others)
+    wrong = [name for name in given if several and name in ("overlap", "stuff_area")]
     if wrong:
         raise KirieError(f"{wrong[0]} is for one panoptic model; with tta or others, leave it out.")
-    return Averaged([model, *others], tta=tta, threshold=least, **given)
+
+    def built(**changes: Any) -> Predicts:
+        chosen = given | changes
+        return Averaged([model, *others], tta=tta, **chosen) if several else Predictor(model, **chosen)
+
+    whole, tiles = built(), TileSize.wished([model, *others], tile, tile_overlap)
+    if tiles is None:
+        return whole
+    apart: dict[str, dict[str, Any]] = {"semantic": {"scores": True, "cleanup": False}, "panoptic": {"stuff_area": 0}}
+    return Tiled(
+        whole,
+        built(**apart[model.task]) if model.task in apart else whole,
+        tiles,
+        cleanup=model.cleanup if model.task == "semantic" else None,
+        stuff_area=whole.model.settings.stuff_area if isinstance(whole.model, PanopticFPN) else 0,
+    )

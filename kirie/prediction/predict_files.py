@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,20 @@ from kirie import __version__
 from kirie.data.folder_layout import MASK_FOLDERS
 from kirie.data.layouts import IMAGE_FOLDERS, list_pictures
 from kirie.data.voc import OBJECTS
-from kirie.errors import KirieError
+from kirie.errors import KirieError, WriteError
 from kirie.prediction.fingerprint import fingerprint
 from kirie.prediction.kinds import KINDS, USUAL, Kind, check_kinds
+from kirie.prediction.large_pictures import is_large
 from kirie.prediction.manifest import Entry, File, Manifest, open_manifest
 from kirie.prediction.naming import category_numbers, file_names, image_numbers, read_listing, table_names
-from kirie.prediction.picture_files import Growing, Predicted, Run
-from kirie.prediction.pictures import Picture
-from kirie.prediction.predictor import Predicts, in_batches, read_ahead
+from kirie.prediction.picture_files import Growing, Run
+from kirie.prediction.pieces import Engine, Order, predicted
+from kirie.prediction.predictor import Predicts
 from kirie.prediction.shards import WHOLE, Shard, join_shards
-from kirie.progress import say, tracked
-from kirie.reading.images import IMAGE_SUFFIXES, read_image
+from kirie.progress import bar, say
+from kirie.reading.images import IMAGE_SUFFIXES
+from kirie.reading.remote import Url, is_url, pictures_at
+from kirie.reading.windows import is_zarr
 
 
 @dataclass(frozen=True)
@@ -39,47 +42,59 @@ class Outcome:
         earlier: whether an earlier run did it.
     """
 
-    path: Path
+    path: Path | Url
     written: tuple[Path, ...] = ()
     error: str | None = None
     earlier: bool = False
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+def find_images(inputs: Sequence[str | Path], urls: bool = False) -> list[Path | Url]:
     """The picture files that paths, folders (their pictures, not those of folders inside) and glob patterns mean.
 
     The order is that of the inputs, names sorted within a folder or pattern; a file named twice is kept once.
 
+    Args:
+        inputs: paths, folders and patterns.
+        urls: whether addresses of other stores may be among them, and patterns of such.
+
     Raises:
-        KirieError: for a URL, a pattern without a match or a folder without pictures.
+        KirieError: for a URL where there may be none, a pattern without a match or a folder without pictures.
     """
-    found: dict[Path, Path] = {}
+    found: dict[Path | Url, Path | Url] = {}
     for each in inputs:
-        for path in _files_of(str(each)):
+        for path in _files_of(str(each), urls):
             found.setdefault(_whereabouts(path), path)
     return list(found.values())
 
 
-def _files_of(text: str) -> list[Path]:
-    if re.match(r"^[a-zA-Z][a-zA-Z0-9+.-]+://", text):
-        raise KirieError(f"{text} is a URL; kirie reads local files only. Download it and give the file's path.")
+def _files_of(text: str, urls: bool) -> Sequence[Path | Url]:
+    if is_url(text):
+        if not urls:
+            raise KirieError(
+                f"{text} is a URL; kirie reads local files only. Download it and give the file's path, or let workers "
+                "of Ray read it: --engine ray."
+            )
+        found = pictures_at(text, IMAGE_SUFFIXES)
+        return _files_of(str(found), urls) if isinstance(found, Path) else found
     path = Path(os.path.expanduser(text))
+    if is_zarr(path):
+        return [path]
     if path.is_dir():
         members = [path / name for name in list_pictures(path, deep=False)]
         if not members:
             raise KirieError(f"The folder {path} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}).")
         return members
     if glob.has_magic(text) and not path.exists():
-        members = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file()]
+        members = [Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).is_file() or is_zarr(p)]
         if not members:
             raise KirieError(f"No file matches {text}.")
         return members
     return [path]  # a missing file is reported in its turn, and the others go on
 
 
-def _whereabouts(path: Path) -> Path:
+def _whereabouts(path: Path | Url) -> Path | Url:
     """The one absolute path of a file, however it was reached; links to other files stay files of their own."""
-    return Path(os.path.realpath(path.parent), path.name)
+    return path if isinstance(path, Url) else Path(os.path.realpath(path.parent), path.name)
 
 
 def predict_files(
@@ -91,6 +106,7 @@ def predict_files(
     images: str | Path | None = None,
     shard: Shard = WHOLE,
     anew: bool = False,
+    engine: Engine | None = None,
 ) -> Iterator[Outcome]:
     """Predicts picture files into a folder, in their order and in batches; a bad file is told and the rest go on.
 
@@ -100,6 +116,7 @@ def predict_files(
 
     Args:
         predictor: a `Predictor` or a `PanopticPair`, ready to run; with `scores=True` when "scores" is among the kinds.
+            With a `Tiled` one pictures may be larger than memory.
         inputs: files, folders and glob patterns.
         out: the folder to write to; made when missing.
         kinds: those of the model's task in `KINDS`; None takes the usual ones.
@@ -109,6 +126,8 @@ def predict_files(
         shard: the part of the pictures that this run predicts. Each shard keeps its own manifest; the last one to end
             joins what they wrote about all pictures, for which they need one folder.
         anew: begin anew, whatever was done.
+        engine: who predicts in place of the predictor, with the same results: `distributed.ray_data.RayWorkers`, say.
+            Then inputs may also be URLs, folders and patterns that fsspec reads.
 
     Returns:
         an iterator over what became of each picture, those of an earlier run first; pictures are predicted as it is
@@ -124,9 +143,11 @@ def predict_files(
     check_kinds(kinds, task)
     if "scores" in kinds and not predictor.scores:
         raise KirieError("Saving scores needs a predictor that keeps them: Predictor(model, scores=True).")
+    if is_url(out.as_posix().replace(":/", "://", 1)):
+        raise KirieError(f"Results are written into a folder of this machine or a shared one, not to {out}.")
     if out.exists() and not out.is_dir():
         raise KirieError(f"{out} is a file; results need a folder, which is made when it is missing.")
-    paths = find_images(inputs)
+    paths = find_images(inputs, engine is not None)
     model = predictor.model
     listing = None if images is None else read_listing(images, paths, model.classes)
     facts = zip(paths, file_names(paths), table_names(paths), image_numbers(paths, listing), strict=True)
@@ -134,34 +155,44 @@ def predict_files(
     chosen = {kind: KINDS[task][kind] for kind in kinds}
     _check_targets(files, out, list(chosen.values()))
     categories = category_numbers(model.classes, listing)
-    job = _Job(predictor, files[shard.number - 1 :: shard.of], out, chosen, categories, shard, anew)
+    job = _Job(predictor, files[shard.number - 1 :: shard.of], out, chosen, categories, shard, anew, engine)
     return job.outcomes()
 
 
 def _check_targets(files: Sequence[File], out: Path, kinds: Sequence[Kind]) -> None:
     """Raises a KirieError where a result would replace a picture, a label file or that of another picture."""
     pictures = {_whereabouts(file.path) for file in files}
-    homes = {picture.parent for picture in pictures}
+    homes = {picture.parent for picture in pictures if not isinstance(picture, Url)}
     occupied = pictures | homes
     taken: dict[str, str] = {}
     for kind in kinds:
         kind.check(out)
     for file in files:
-        for pattern in (pattern for kind in kinds for pattern in kind.files):
+        own = _whereabouts(file.path)
+        for pattern in _patterns(file, out, kinds):
             target = out / pattern.format(name=file.name)
-            if _whereabouts(target) in occupied:
+            place = Path(os.path.realpath(target.parent), target.name)
+            if place in occupied:
                 raise KirieError(
                     f"The result of {file.path} would replace the picture {target}; choose another folder."
                 )
-            if _is_label(_whereabouts(target), _whereabouts(file.path)) and target.exists():
+            if not isinstance(own, Url) and _is_label(place, own) and target.exists():
                 raise KirieError(f"The result of {file.path} would replace its label {target}; choose another folder.")
-            if _whereabouts(target).parent in homes and target.is_file():
+            if place.parent in homes and target.is_file():
                 raise KirieError(
                     f"The result of {file.path} would replace {target}, which lies among the pictures and may be a "
                     "label; choose another folder."
                 )
             if taken.setdefault(str(target).casefold(), pattern) != pattern:
                 raise KirieError(f"Two results would be written to {target}; predict these pictures one by one.")
+
+
+def _patterns(file: File, out: Path, kinds: Sequence[Kind]) -> Iterator[str]:
+    """The files that will be written for a picture, as its kinds name them."""
+    for kind in kinds:
+        large = kind.large or ()
+        there = any((out / pattern.format(name=file.name)).exists() for pattern in large)
+        yield from large if there and is_large(file.path) else kind.files
 
 
 def _is_label(target: Path, picture: Path) -> bool:
@@ -187,62 +218,45 @@ class _Job:
     categories: tuple[int, ...]
     shard: Shard
     anew: bool
+    engine: Engine | None
 
     def outcomes(self) -> Iterator[Outcome]:
         """What became of each picture, as it does."""
-        home = self.shard.home(self.out)
-        facts: dict[str, Any] = {"kirie": __version__, "predictor": fingerprint(self.predictor)}
+        home, code = self.shard.home(self.out), fingerprint(self.predictor)
+        order = Order(self.out, home, tuple(self.kinds), self.categories, code, self.anew)
+        facts: dict[str, Any] = {"kirie": __version__, "predictor": code}
         facts |= {"save": list(self.kinds), "categories": list(self.categories), "shards": self.shard.of}
         with open_manifest(home, self.out, facts, self.files, anew=self.anew) as manifest:
             for file, entry in zip(self.files, manifest.done, strict=False):
                 written = tuple(self.out / name for name in entry.written)
                 yield Outcome(file.path, written, entry.error, earlier=True)
             if not manifest.finished:
-                yield from self._predicted(Growing(home, manifest.ends), manifest)
+                yield from self._noted(order, Growing(home, manifest.ends), manifest)
         if self.shard.of > 1 and join_shards(self.out, self.shard.of, facts):
             say(f"all {self.shard.of} shards are done, and joined in {self.out}")
 
-    def _predicted(self, growing: Growing, manifest: Manifest) -> Iterator[Outcome]:
-        """Predicts the pictures that are not done yet."""
-        model, files = self.predictor.model, self.files[len(manifest.done) :]
+    def _noted(self, order: Order, growing: Growing, manifest: Manifest) -> Iterator[Outcome]:
+        """Has the pictures predicted that are not done yet, and notes each."""
+        model, files, noting = self.predictor.model, self.files[len(manifest.done) :], True
         run = Run(self.out, model.classes, model.in_channels, self.categories, growing)
-
-        def read(index: int) -> tuple[list[Any], Picture | KirieError]:
-            state = files[index].state()
-            try:
-                return state, read_image(files[index].path, run.channels)
-            except KirieError as error:
-                return state, error
-
-        pictures, noting = tracked(read_ahead(read, len(files)), "predicting", len(files)), True
         with ExitStack() as stack:
             writers = [stack.enter_context(kind.opened(run)) for kind in self.kinds.values()]
             manifest.begin(growing.frames)
-            for batch in in_batches(zip(files, pictures, strict=True), self.predictor.batch_size):
-                results = iter(_results(self.predictor, [p for _, (_, p) in batch if not isinstance(p, KirieError)]))
-                for file, (state, picture) in batch:
-                    result = picture if isinstance(picture, KirieError) else next(results)
-                    written: list[Path] = []
-                    told = str(result) if isinstance(result, KirieError) else None
-                    if not isinstance(picture, KirieError) and told is None:
-                        try:
-                            for write in writers:
-                                written += write(Predicted(*file, picture, result))
-                        except KirieError as error:
-                            told, noting = str(error), False  # with more room another run may do better
-                    if noting:
-                        names = [path.relative_to(self.out).as_posix() for path in written]
-                        manifest.add(state, Entry(names, told, growing.ends))
-                    yield Outcome(file.path, tuple(written), told)
+            line = stack.enter_context(bar("predicting", len(files)))
+            engine = self.engine or partial(predicted, self.predictor, writers=writers, about_all=growing)
+            pieces = stack.enter_context(closing(engine(order, files)))
+            for file, piece in zip(files, pieces, strict=True):
+                told, refused, ends = piece.error, piece.refused, piece.ends
+                if ends is None:
+                    try:
+                        growing.add(piece.records)
+                    except WriteError as error:
+                        told, refused = told or str(error), True
+                    ends = growing.ends
+                noting = noting and not refused  # with more room another run may do better
+                if noting:
+                    manifest.add(piece.state, Entry(piece.written, told, ends))
+                line.advance()
+                yield Outcome(file.path, tuple(self.out / name for name in piece.written), told)
         if noting:
             manifest.finish()
-
-
-def _results(predictor: Predicts, pictures: Sequence[Picture]) -> list[Any]:
-    """One result per picture, or the error that it gives by itself."""
-    try:
-        return predictor(pictures)
-    except KirieError as error:
-        if len(pictures) == 1:
-            return [error]
-    return [result for picture in pictures for result in _results(predictor, [picture])]

@@ -14,6 +14,7 @@ import tifffile
 from PIL import BmpImagePlugin, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin
 
 from kirie.errors import KirieError
+from kirie.reading.remote import Url
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_PIXELS = 2**28  # 268 million: 0.8 GB as RGB
@@ -52,14 +53,18 @@ class ImageFacts(NamedTuple):
     orientation: int
 
 
-def image_facts(path: str | Path) -> ImageFacts:
+def image_facts(path: str | Path, *, limit: int | None = MAX_PIXELS) -> ImageFacts:
     """Size, channels, bits and format of a picture file, from its header alone.
 
+    Args:
+        path: of the file.
+        limit: the most pixels; None for a file that is read in parts.
+
     Raises:
-        KirieError: when the file is missing, a folder, empty, no picture or above `MAX_PIXELS`.
+        KirieError: when the file is missing, a folder, empty, no picture or above the limit.
     """
-    with opened(path) as file:
-        return read_facts(path, file)
+    with opened(path, limit=None if limit is None else MAX_BYTES) as file:
+        return read_facts(path, file, limit=limit)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -68,16 +73,16 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(path: str | Path) -> Iterator[BinaryIO]:
-    """The open file, when it is one, not empty and not above `MAX_BYTES`; otherwise a KirieError says so."""
-    place = Path(path)
+def opened(path: str | Path, *, limit: int | None = MAX_BYTES) -> Iterator[BinaryIO]:
+    """The open file, when it is one, not empty and not above the limit; otherwise a KirieError says so."""
+    place = path.local() if isinstance(path, Url) else Path(path)
     try:
         with place.open("rb") as file:
             size = place.stat().st_size
             if size == 0:
                 raise KirieError(f"{path} is empty (0 bytes); expected a picture. Save it again or take it away.")
-            if size > MAX_BYTES:
-                raise KirieError(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} that are read at once.")
+            if limit is not None and size > limit:
+                raise KirieError(f"{path} has {size:,} bytes, more than the {limit:,} that are read at once.")
             yield file
     except FileNotFoundError:
         raise KirieError(f"There is no file {path}.") from None
@@ -121,19 +126,19 @@ def _format(path: str | Path, head: bytes) -> str:
     )
 
 
-def read_facts(path: str | Path, file: BinaryIO) -> ImageFacts:
+def read_facts(path: str | Path, file: BinaryIO, *, limit: int | None = MAX_PIXELS) -> ImageFacts:
     """The facts in the header of an open file, which is left at its first byte; raises as `image_facts` does."""
     head = file.read(32)
     file.seek(0)
     kind = _format(path, head)
     with decoding(path):
         if kind == "TIFF":
-            return _tiff_facts(path, file)
+            return _tiff_facts(path, file, limit)
         if kind == "WebP":  # Pillow makes room for the whole canvas when it opens one
-            _check_pixels(path, _webp_size(head))
+            _check_pixels(path, _webp_size(head), limit)
         picture = PLUGINS[kind](file)
         width, height = picture.size
-        _check_pixels(path, (height, width))
+        _check_pixels(path, (height, width), limit)
         channels, bits = _MODE_CHANNELS.get(picture.mode, 1), 1 if picture.mode == "1" else 8
         if kind == "PNG":
             channels, bits = _PNG_CHANNELS[head[25]], head[24]
@@ -151,12 +156,12 @@ def _orientation(picture: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _tiff_facts(path: str | Path, file: BinaryIO) -> ImageFacts:
+def _tiff_facts(path: str | Path, file: BinaryIO, limit: int | None) -> ImageFacts:
     with tifffile.TiffFile(file) as tiff:
         series = tiff.series[0]
         page = series.keyframe
         height, width = int(page.imagelength), int(page.imagewidth)
-        _check_pixels(path, (height, width))
+        _check_pixels(path, (height, width), limit)
         extra = [
             axis
             for axis, length in zip(series.axes, series.shape, strict=True)
@@ -168,7 +173,7 @@ def _tiff_facts(path: str | Path, file: BinaryIO) -> ImageFacts:
                 f"{series.axes}); kirie reads single pictures. Save each one as a file of its own."
             )
         channels = int(np.prod(series.shape)) // max(height * width, 1)
-        _check_pixels(path, (height, width * max(channels // 4, 1)))
+        _check_pixels(path, (height, width * max(channels // 4, 1)), limit)
         palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
         tag = page.tags.get("Orientation")
         orientation = int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
@@ -191,14 +196,14 @@ def _webp_size(head: bytes) -> tuple[int, int]:
     return height & 0x3FFF, width & 0x3FFF
 
 
-def _check_pixels(path: str | Path, size: tuple[int, int]) -> None:
+def _check_pixels(path: str | Path, size: tuple[int, int], limit: int | None) -> None:
     height, width = size
     if height < 1 or width < 1:
         raise KirieError(f"{path} says it is {height} x {width} pixels; expected at least 1 x 1.")
-    if height * width > MAX_PIXELS:
+    if limit is not None and height * width > limit:
         raise KirieError(
-            f"{path} is {height:,} x {width:,} = {height * width:,} pixels, more than the {MAX_PIXELS:,} that are read "
-            "at once. Cut it into smaller pictures."
+            f"{path} is {height:,} x {width:,} = {height * width:,} pixels, more than the {limit:,} that are read "
+            "at once. Cut it into smaller pictures; to predict it, `kirie predict` reads it in tiles."
         )
 
 

@@ -251,36 +251,53 @@ def stretch(pixels: Pixels, is_color: bool, has_alpha: bool) -> npt.NDArray[np.u
     """
     if pixels.dtype == np.bool_:
         return pixels.astype(np.uint8) * np.uint8(255)
-    if pixels.ndim == 2 or (is_color and pixels.shape[2] == 3):
-        return _stretch_plane(pixels)
-    planes = [_stretch_plane(pixels[..., :3])] if is_color else []
-    for index in range(3 if is_color else 0, pixels.shape[2]):
-        plane = pixels[..., index : index + 1]
-        planes.append((plane >> 8).astype(np.uint8) if has_alpha else _stretch_plane(plane))
+    if pixels.ndim == 2:
+        return scaled(pixels, spread(pixels))
+    alpha = pixels.shape[2] - 1 if has_alpha else -1
+    planes = []
+    for here in stretched_together(pixels.shape[2], is_color):
+        plane = pixels[..., here]
+        planes.append((plane >> 8).astype(np.uint8) if here.start == alpha else scaled(plane, spread(plane)))
     return np.concatenate(planes, axis=2)
 
 
-def _stretch_plane(plane: Pixels) -> npt.NDArray[np.uint8]:
-    """0..255 from the 0.1 % to the 99.9 % percentile; from least to most where these are equal; 0 when all is equal."""
+def stretched_together(channels: int, is_color: bool) -> list[slice]:
+    """Which of so many planes are stretched together: the three of colour, and others each by itself."""
+    first = 3 if is_color and channels >= 3 else 0
+    return [*([slice(0, 3)] if first else []), *(slice(index, index + 1) for index in range(first, channels))]
+
+
+def spread(plane: Pixels) -> tuple[float, float]:
+    """The 0.1 % and the 99.9 % percentile of numbers; the least and the most where these are equal."""
     if plane.dtype == np.uint16:
-        counts = np.bincount(plane.ravel(), minlength=65536)
-        total = np.cumsum(counts)
-        low, high = np.searchsorted(total, [0.001 * plane.size, 0.999 * plane.size])
-        if low == high:
-            low, high = np.flatnonzero(counts)[[0, -1]]
-        table = _scaled(np.arange(65536, dtype=np.float64), float(low), float(high))
-        return table[plane]
+        return counted_spread(np.bincount(plane.ravel(), minlength=65536))
     values = plane.astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return np.zeros(plane.shape, np.uint8)
-    bottom, top = np.percentile(finite, [0.1, 99.9])
-    if bottom == top:
-        bottom, top = finite.min(), finite.max()
-    return _scaled(np.nan_to_num(values, nan=bottom, posinf=top, neginf=bottom), float(bottom), float(top))
+        return 0.0, 0.0
+    low, high = np.percentile(finite, [0.1, 99.9])
+    return (float(low), float(high)) if low < high else (float(finite.min()), float(finite.max()))
 
 
-def _scaled(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.uint8]:
+def counted_spread(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """`spread` of the numbers 0..65535 that occur so many times each."""
+    total = np.cumsum(counts)
+    low, high = np.searchsorted(total, [0.001 * total[-1], 0.999 * total[-1]])
+    if low == high:
+        low, high = np.flatnonzero(counts)[[0, -1]]
+    return float(low), float(high)
+
+
+def scaled(plane: Pixels, limits: tuple[float, float]) -> npt.NDArray[np.uint8]:
+    """Numbers as 0..255 from the lower to the upper limit; 0 where these are equal, and for what is no number."""
+    low, high = limits
+    if plane.dtype == np.uint16:
+        return _linear(np.arange(65536, dtype=np.float64), low, high)[plane]
+    values = plane.astype(np.float64)
+    return _linear(np.nan_to_num(values, nan=low, posinf=high, neginf=low), low, high)
+
+
+def _linear(values: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.uint8]:
     if high <= low:
         return np.zeros(values.shape, np.uint8)
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)

@@ -118,7 +118,7 @@ def test_valid_and_padded_at_other_depths(depth):
 @torch.no_grad()
 def test_the_paper_turns_572_pixels_into_388():
     model = small(width=2, in_channels=1, valid=True, norm="none").eval()
-    assert model.network(torch.rand(1, 1, 572, 572)).shape == (1, 2, 388, 388)
+    assert model.unpadded(torch.rand(1, 1, 572, 572)).shape == (1, 2, 388, 388)
 
 
 # ---- values
@@ -157,7 +157,7 @@ def test_the_valid_network_crops_its_skips_about_the_centre():
     y = double(state, "up.0.conv", torch.cat([skip[..., 4:28, 4:36], y], 1), padding=0)
     expected = F.conv2d(y, state["head.weight"], state["head.bias"])
     assert expected.shape[-2:] == (20, 28)
-    torch.testing.assert_close(model.network(x), expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(model.unpadded(x), expected, atol=1e-6, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -165,13 +165,13 @@ def test_valid_logits_do_not_depend_on_where_the_picture_is_cut():
     model = shaken(small(depth=2, valid=True))
     stride = 4
     whole = torch.rand(1, 3, 140, 172)
-    logits = model.network(whole)
+    logits = model.unpadded(whole)
     for top, left in [(0, 0), (stride, 3 * stride), (10 * stride, 5 * stride)]:
-        part = model.network(whole[..., top : top + 92, left : left + 92])  # 92 -> 52
+        part = model.unpadded(whole[..., top : top + 92, left : left + 92])  # 92 -> 52
         assert part.shape[-2:] == (52, 52)
         same = logits[..., top : top + 52, left : left + 52]
         torch.testing.assert_close(part, same, atol=1e-6, rtol=1e-5)
-    shifted = model.network(whole[..., 1:93, :92])  # not a step of the stride: the pooling grid lies elsewhere
+    shifted = model.unpadded(whole[..., 1:93, :92])  # not a step of the stride: the pooling grid lies elsewhere
     assert not torch.allclose(shifted, logits[..., 1:53, :52], atol=1e-6)
 
 
@@ -185,7 +185,7 @@ def test_the_valid_form_mirrors_what_lies_outside(size):
         wanted.append(next(n for n in range(44, 400, 4) if n - 40 >= side))
     pads = [((n - s) // 2, n - s - (n - s) // 2) for n, s in zip(wanted, size, strict=True)]
     mirrored = np.pad(image[0].numpy(), [(0, 0), *pads], mode="reflect")
-    logits = model.network(torch.from_numpy(mirrored)[None])
+    logits = model.unpadded(torch.from_numpy(mirrored)[None])
     top, left = ((logits.shape[-2 + i] - size[i]) // 2 for i in (0, 1))
     expected = logits[..., top : top + size[0], left : left + size[1]]
     torch.testing.assert_close(model(image).logits, expected, atol=1e-6, rtol=1e-5)

@@ -373,7 +373,7 @@ def test_a_run_that_is_broken_off_leaves_earlier_files_and_no_half_ones():
     next(outcomes)
     outcomes.close()
     hidden = [f".{name}.part" for name in ("counts.csv", "images.json", "objects.csv", "results.json")]
-    assert files_in("out") == [*hidden, "0.txt", "results.json"]
+    assert files_in("out") == [*hidden, "0.txt", "1.txt", "results.json"], "what was being written is whole, too"
     assert Path("out/results.json").read_text() == "earlier"
 
 

@@ -177,6 +177,8 @@ def test_results_never_replace_the_pictures():
 
 def test_kinds_that_do_not_serve_are_refused():
     write(["a.png"])
-    with pytest.raises(KirieError, match=r"'panoptic' cannot be saved as scores; use labels, overlay, ids, csv, coco"):
+    with pytest.raises(
+        KirieError, match=r"'panoptic' cannot be saved as scores; use labels, zarr, overlay, ids, csv, coco"
+    ):
         predict_files(pair(), ["a.png"], "out", kinds=["scores"])
     assert isinstance(pair()([np.array(Image.open("a.png"))])[0], PanopticMap)

@@ -172,7 +172,8 @@ def test_nothing_is_predicted_before_it_is_asked_for(here):
     assert not Path("out").exists()
     next(outcomes)
     next(outcomes)
-    assert files_in("out") == ["00.png", "01.png"]
+    outcomes.close()
+    assert files_in("out") == ["00.png", "01.png", "02.png"], "one is written while the next is predicted"
 
 
 def test_same_names_do_not_overwrite_each_other(here):
@@ -212,7 +213,9 @@ def test_earlier_results_are_replaced(here):
 @pytest.mark.parametrize("kinds", [["maps"], ["labels", "gif", "Overlay"], []])
 def test_unknown_kinds(here, kinds):
     picture("a.png")
-    with pytest.raises(KirieError, match="labels, overlay, scores, ids, csv, coco, yolo, cutouts;") as caught:
+    with pytest.raises(
+        KirieError, match="labels, zarr, overlay, scores, ids, csv, coco, yolo, geojson, cutouts;"
+    ) as caught:
         predict_files(Predictor(colour_unet(), device="cpu"), ["a.png"], "out", kinds=kinds)
     assert all(kind in str(caught.value) for kind in kinds if kind != "labels") and not Path("out").exists()
 
@@ -220,7 +223,7 @@ def test_unknown_kinds(here, kinds):
 @pytest.mark.parametrize("kind", ["ids", "csv", "coco", "yolo", "cutouts"])
 def test_kinds_of_objects_are_not_for_a_semantic_model(here, kind):
     picture("a.png")
-    with pytest.raises(KirieError, match=f"'semantic' cannot be saved as {kind}; use labels, overlay, scores"):
+    with pytest.raises(KirieError, match=f"'semantic' cannot be saved as {kind}; use labels, zarr, overlay, scores"):
         predict_files(Predictor(colour_unet(), device="cpu"), ["a.png"], "out", kinds=["labels", kind])
     assert not Path("out").exists()
 

@@ -145,7 +145,8 @@ def test_a_sheet_shows_what_is_worth_showing(monkeypatch):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("kirie.models.file.load", lambda *_, **__: Finder(max_detections=2))
+    monkeypatch.setattr("kirie.runtimes.load.picked", lambda path, *_: path)
+    monkeypatch.setattr("kirie.runtimes.load.load", lambda *_, **__: Finder(max_detections=2))
     Image.fromarray(areas_picture()).save("a.png")
     return tmp_path
 
@@ -177,7 +178,7 @@ def test_the_command_line_chooses_alike(here, capsys):
         (("--classes", ","), "list of names"),
         (("--threshold", "200"), "from 0 to 1"),
         (("--max-detections", "0"), "from 1 to 100000"),
-        (("--save", "scores"), "use labels, overlay, ids, csv, coco, yolo, cutouts"),
+        (("--save", "scores"), "use labels, zarr, overlay, ids, csv, coco, yolo, geojson, cutouts"),
         (("--save", "coco", "--image-ids", "no.json"), "no.json cannot be read"),
     ],
 )

@@ -21,6 +21,7 @@ from kirie.models.parts import variants
 from kirie.models.parts.checks import check_flag, check_whole
 from kirie.models.parts.conv import allow_single_values
 from kirie.models.parts.freezing import Freezable
+from kirie.models.parts.sizes import at_least, same
 
 
 class Encoder(Freezable):
@@ -344,11 +345,13 @@ def padded(x: Tensor, smallest: int, divisor: int) -> Tensor:
     height, width = x.shape[-2:]
     tall, wide = _padded_size((height, width), smallest, divisor)
     down, right = tall - height, wide - width
-    return F.pad(x, (0, right, 0, down), mode="replicate") if down or right else x
+    return x if same((down, right), (0, 0)) else F.pad(x, (0, right, 0, down), mode="replicate")
 
 
 def _padded_size(size: tuple[int, int], smallest: int, divisor: int) -> tuple[int, int]:
-    height, width = (-(-max(side, smallest) // divisor) * divisor for side in size)
+    if torch.compiler.is_exporting():
+        return size  # exports take framed pictures alone, which are as large as that; see `SegmentationModel.framed`
+    height, width = (-(-at_least(side, smallest) // divisor) * divisor for side in size)
     return height, width
 
 

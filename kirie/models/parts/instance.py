@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from kirie import boxes as box_maths
 from kirie.classes import Classes
@@ -25,7 +24,7 @@ AT_ONCE = 32  # objects whose maps are held at a time
 
 
 class Detections(NamedTuple):
-    """What a model found in one picture, the highest score first, as tensors alone: what an export gives as well.
+    """What a model found in one picture, the highest score first, as tensors alone.
 
     Attributes:
         boxes: (N, 4) float xyxy pixels of the size that was asked for.
@@ -42,13 +41,20 @@ class Detections(NamedTuple):
     seen: Tensor
 
 
-def padded(x: Tensor, divisor: int) -> Tensor:
-    """Normalised pictures (B, C, H, W) with zeros, the mean colour, to the right and below up to multiples of a number.
+def numbered(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Tensors of one kind among the named outputs of a network: `name0`, `name1`..."""
+    return {f"{name}{index}": tensor for index, tensor in enumerate(tensors)}
 
-    To two of them a side at least, as batch norm cannot learn from a map of one cell.
-    """
-    down, right = (max(-(-side // divisor), 2) * divisor - side for side in x.shape[-2:])
-    return F.pad(x, (0, right, 0, down)) if down or right else x
+
+def by_number(name: str, outputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """The tensors that `numbered` named, in their order."""
+    count = sum(key.rstrip("0123456789") == name for key in outputs)
+    return tuple(outputs[f"{name}{index}"] for index in range(count))
+
+
+def seen_sizes(size: tuple[int, int], like: Tensor) -> Tensor:
+    """The field `seen` of raw outputs, (B, 2) int64, for B pictures of one size (H, W)."""
+    return torch.tensor([list(size)], dtype=torch.int64, device=like.device).expand(len(like), -1)
 
 
 class Chosen(NamedTuple):
@@ -76,7 +82,7 @@ class Chosen(NamedTuple):
 
 
 class InstanceModel(SegmentationModel):
-    """A model that gives Instances; a subclass writes `forward`, `loss`, `choose`, `maps` and `cut`.
+    """A model that gives Instances; a subclass writes `network`, `raw_of`, `loss`, `choose`, `maps` and `cut`.
 
     What `forward` gives has the field `seen`, (B, 2) int64, H and W of the pictures without padding.
 
@@ -86,6 +92,7 @@ class InstanceModel(SegmentationModel):
     """
 
     task = "instance"
+    frame_fill = "mean"
     shown_threshold: float
     max_detections: int
 
@@ -162,9 +169,6 @@ class InstanceModel(SegmentationModel):
     @torch.no_grad()
     def decode_tensors(self, raw: Any, size: Tensor) -> Detections:
         """The objects of one picture, without leaving tensors: `decode` takes the very same steps.
-
-        An export of it is for pictures of one fixed size: sides of maps are counted while it is traced. How many
-        objects there are may differ from picture to picture.
 
         Args:
             raw: of one picture: every tensor has a batch axis of length 1.

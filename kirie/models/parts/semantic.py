@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,8 +14,10 @@ from torch.nn import functional as F
 from kirie.classes import Classes
 from kirie.criterion import build_loss
 from kirie.errors import KirieError
-from kirie.models.contract import SegmentationModel
+from kirie.models.contract import Frame, SegmentationModel
 from kirie.models.parts.checks import check_flag
+from kirie.models.parts.encoder import Encoder
+from kirie.models.parts.sizes import same
 from kirie.results import Result, SemanticMap
 
 Criterion = Callable[[Tensor, Tensor], dict[str, Tensor]]
@@ -53,6 +56,7 @@ class SemanticModel(SegmentationModel):
     """
 
     task = "semantic"
+    for_loss = frozenset({"auxiliary"})
 
     def __init__(
         self,
@@ -90,12 +94,36 @@ class SemanticModel(SegmentationModel):
         """Channels of the logits: K, or 1 for a binary model."""
         return 1 if self.binary else len(self.classes)
 
+    @property
+    def frame(self) -> Frame:
+        """With an `Encoder`, what that pads to; see `SegmentationModel.frame`."""
+        if not isinstance(self.encoder, Encoder):
+            return super().frame
+        return Frame(self.encoder.divisor, least=2 * self.encoder.strides[-1])
+
     def levels(self) -> Sequence[Sequence[nn.Module]]:
         """With a `Levelled` encoder: its levels, then all the rest. See `SegmentationModel.levels`."""
         if not isinstance(self.encoder, Levelled):
             return super().levels()
         rest = [child for name, child in self.named_children() if name != "encoder"]
         return [*(level for level in self.encoder.levels() if level), rest]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> SemanticRaw:
+        """Logits, and what an auxiliary head learns from, for images (B, C, H, W) in [0, 1]."""
+
+    def network(self, images: Tensor) -> dict[str, Tensor]:
+        """The logits, and the map that an auxiliary head learns from; see `SegmentationModel.network`."""
+        raw = self(images)
+        return {name: part for name, part in raw._asdict().items() if part is not None}
+
+    def raw_of(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> SemanticRaw:
+        """See `SegmentationModel.raw_of`."""
+        framed = self.frame.side(size[0]), self.frame.side(size[1])
+        logits = outputs["logits"]
+        if framed != tuple(size) and self.artifact is not None:  # otherwise `forward` has cut them to the picture
+            logits = full_size(logits, framed, size)
+        return SemanticRaw(logits, outputs.get("auxiliary"))
 
     def loss(self, raw: SemanticRaw, truths: Sequence[Result]) -> dict[str, Tensor]:
         """The criterion's named losses against label maps that all have one size (H, W).
@@ -154,7 +182,9 @@ class SemanticModel(SegmentationModel):
                     "The model gives NaN or infinity for this picture: its weights are broken, or too large for the "
                     "number format."
                 )
-            full = resized(logits[None].float(), size)[0]  # (K, H, W) or (1, H, W)
+            # Channels last, as PyTorch's convolutions give them: other runtimes' are enlarged several times as slowly.
+            logits = logits[None].float().contiguous(memory_format=torch.channels_last)
+            full = resized(logits, size)[0]  # (K, H, W) or (1, H, W)
             maps.append(SemanticMap(self._labels(full), self.classes, _probabilities(full) if scores else None))
         return maps
 
@@ -180,14 +210,14 @@ def full_size(
     Returns:
         (B, K, H, W), or (B, K, h, w) where that covers the picture exactly.
     """
-    if tuple(padded_size) == tuple(size) and not align_corners:
+    if not align_corners and same(padded_size, size):
         return logits
     return resized(logits, padded_size, align_corners=align_corners)[..., : size[0], : size[1]]
 
 
 def resized(x: Tensor, size: Sequence[int], *, align_corners: bool = False) -> Tensor:
     """`x` (B, C, h, w) at another size (H, W), bilinearly."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    if same(x.shape[-2:], size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=align_corners)
 

@@ -1,0 +1,63 @@
+"""How much memory a model needs for a picture, and how much there is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from kirie.models.contract import SegmentationModel
+
+PROBE = 256  # pixels a side of the picture by which a model is measured
+UNKNOWN = 2048  # bytes for each pixel, of a network that another program runs
+AT_ONCE = 3  # so many times what its hungriest layer takes and gives is alive at once, skips and copies included
+
+
+@torch.inference_mode()
+def bytes_per_pixel(model: SegmentationModel) -> float:
+    """About how many bytes prediction takes for each pixel that the network sees.
+
+    It is counted on a small grey picture: what the layer with the largest input and output holds, three times, and the
+    probabilities of all classes. What an exported model takes is not told; a network of middle size is assumed.
+    """
+    if model.artifact is not None:
+        return UNKNOWN + 16 * len(model.classes)
+    most = 0
+
+    def count(layer: nn.Module, given: Any, result: Any) -> None:
+        nonlocal most
+        held = [part for part in (*_flat(given), *_flat(result)) if isinstance(part, Tensor)]
+        most = max(most, sum(part.numel() * part.element_size() for part in held))
+
+    layers = [layer for layer in model.modules() if not list(layer.children())]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        model(torch.full((1, model.in_channels, PROBE, PROBE), 0.5, device=model.mean.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return AT_ONCE * most / PROBE**2 + 16 * len(model.classes)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device's memory that nothing uses at the moment."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    except (ValueError, OSError, AttributeError):
+        return 4 * 2**30  # not told on this system: half of what most machines have at least
+
+
+def _flat(value: Any) -> tuple[Any, ...]:
+    if isinstance(value, list | tuple):
+        return tuple(part for each in value for part in _flat(each))
+    return (value,)

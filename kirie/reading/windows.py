@@ -1,0 +1,276 @@
+"""Pictures larger than memory, read a few rows at a time: TIFF, OME-TIFF, Zarr and OME-Zarr; others while they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+
+from kirie.errors import KirieError
+from kirie.reading.georeference import TAGS, Tag
+from kirie.reading.headers import MAX_PIXELS, damaged, decoding
+from kirie.reading.images import (
+    Pixels,
+    counted_spread,
+    image_facts,
+    read_numbers,
+    scaled,
+    spread,
+    stretched_together,
+    with_channels,
+)
+from kirie.reading.remote import Url
+
+ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
+SAMPLE = 2**24  # numbers of other than 8 and 16 bits by which a picture is stretched
+ROWS = 512  # that are read at a time
+
+Read = Callable[[int, int, int, int], Pixels]  # top, bottom, left, right -> (h, w, C)
+
+
+@dataclass
+class LargePicture:
+    """A picture of which parts are read when they are asked for.
+
+    Attributes:
+        path: of the file.
+        size: (H, W).
+        channels: C that are asked for.
+        dtype: of the file's numbers.
+        is_color: whether its first three channels are RGB.
+        tags: what a TIFF of the same extent repeats: code, data type, count and value of each tag of the georeference.
+        resolution: pixels per unit across and down and the unit, as TIFF has them; None where nothing is said.
+    """
+
+    path: Path
+    size: tuple[int, int]
+    channels: int
+    dtype: np.dtype[Any]
+    is_color: bool
+    _read: Read
+    tags: tuple[Tag, ...] = ()
+    resolution: tuple[Any, Any, int] | None = None
+    _limits: list[tuple[float, float]] = field(default_factory=list)
+
+    def numbers(self, top: int, bottom: int, left: int, right: int) -> Pixels:
+        """A part of the picture in the file's own numbers, (h, w, channels).
+
+        Raises:
+            KirieError: when the part cannot be read, or the file has not the channels asked for.
+        """
+        with decoding(self.path):
+            pixels = self._read(top, bottom, left, right)
+        if pixels.shape[:2] != (bottom - top, right - left):
+            raise damaged(self.path, f"rows {top} to {bottom} are not all there")
+        return with_channels(self.path, pixels, self.channels, self.is_color)
+
+    def read(self, top: int, bottom: int, left: int, right: int) -> npt.NDArray[np.uint8]:
+        """A part of the picture as `read_image` would give it, (h, w, channels) uint8; raises as `numbers`.
+
+        More than 8 bits are stretched by the percentiles of the whole picture: exactly for numbers of 16 bits, for
+        others by evenly spread rows of it.
+        """
+        if self.dtype == np.uint8:
+            return np.ascontiguousarray(self.numbers(top, bottom, left, right))
+        with decoding(self.path):
+            pixels = self._read(top, bottom, left, right)
+        if self.dtype == np.bool_:
+            eight = pixels.astype(np.uint8) * np.uint8(255)
+        else:
+            together = stretched_together(pixels.shape[2], self.is_color)
+            self._limits = self._limits or self._spreads(together)
+            eight = np.concatenate(
+                [scaled(pixels[..., here], limits) for here, limits in zip(together, self._limits, strict=True)], 2
+            )
+        return np.ascontiguousarray(with_channels(self.path, eight, self.channels, self.is_color))
+
+    def _spreads(self, together: list[slice]) -> list[tuple[float, float]]:
+        height, width = self.size
+        if self.dtype == np.uint16:
+            counts = [np.zeros(65536, np.int64) for _ in together]
+            for pixels in self._bands(1):
+                for count, here in zip(counts, together, strict=True):
+                    count += np.bincount(pixels[..., here].ravel(), minlength=65536)
+            return [counted_spread(count) if count.any() else (0.0, 0.0) for count in counts]
+        every = max(1, height * width // SAMPLE)
+        rows = [pixels[::every] for pixels in self._bands(every)]
+        return [spread(np.concatenate([pixels[..., here] for pixels in rows])) for here in together]
+
+    def _bands(self, every: int) -> Iterator[Pixels]:
+        """The picture some rows at a time, without those that cannot be read."""
+        step = max(ROWS // every, 1) * every
+        for top in range(0, self.size[0], step):
+            try:
+                with decoding(self.path):
+                    yield self._read(top, min(top + step, self.size[0]), 0, self.size[1])
+            except KirieError:  # told when its window is read
+                continue
+
+
+def is_zarr(path: str | Path) -> bool:
+    """Whether a folder is a Zarr store."""
+    return any((Path(path) / name).is_file() for name in ZARR_FILES)
+
+
+def large_size(path: str | Path) -> tuple[int, int]:
+    """(H, W) of a picture file or Zarr store of any size, without reading its pixels; raises as `open_large`."""
+    if not is_zarr(path):
+        return image_facts(path, limit=None).size
+    with open_large(path, 1) as picture:
+        return picture.size
+
+
+@contextmanager
+def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
+    """A picture file or Zarr store of any size, to be read in parts while the block lasts.
+
+    Args:
+        path: a TIFF with a picture of any size, stored in tiles or strips; a Zarr array, or a group by the OME-Zarr
+            conventions, of which the first and finest level is taken; or another picture file of at most `MAX_PIXELS`.
+        channels: as `read_image` takes them.
+
+    Raises:
+        KirieError: when it is missing, no picture, a stack of several, too large to be read in one piece where its
+            format knows no parts, or what reads it is not installed.
+    """
+    path = path.local() if isinstance(path, Url) else Path(path)
+    if is_zarr(path):
+        yield _zarr_picture(path, channels)
+        return
+    facts = image_facts(path, limit=None)
+    if facts.format == "TIFF" and facts.orientation == 1 and not facts.palette:
+        with ExitStack() as stack:
+            with decoding(path):
+                picture = _tiff_picture(path, stack.enter_context(tifffile.TiffFile(path)), channels)
+            yield picture
+        return
+    height, width = facts.size
+    if height * width > MAX_PIXELS:
+        why = "turned by its Orientation tag" if facts.orientation != 1 else f"a {facts.format}"
+        why = "a palette TIFF" if facts.palette and facts.format == "TIFF" else why
+        raise KirieError(
+            f"{path} has {height:,} x {width:,} pixels and is {why}, which can only be read whole: save it as an "
+            "upright, tiled TIFF or as Zarr."
+        )
+    pixels = read_numbers(path, channels)
+    yield LargePicture(
+        path, facts.size, channels, pixels.dtype, pixels.shape[2] == 3, lambda t, b, l, r: pixels[t:b, l:r]
+    )
+
+
+def _tiff_picture(path: Path, tiff: tifffile.TiffFile, channels: int) -> LargePicture:
+    series, page = tiff.series[0], tiff.series[0].keyframe
+    axes, shape = "".join(series.axes), tuple(series.shape)
+    height, width = shape[axes.index("Y")], shape[axes.index("X")]
+    tags = tuple(
+        (tag.code, int(tag.dtype), tag.count, tag.value) for tag in (page.tags.get(code) for code in TAGS) if tag
+    )
+    said = [tag.value for tag in map(page.tags.get, ("XResolution", "YResolution", "ResolutionUnit")) if tag]
+    resolution = (said[0], said[1], int(said[2])) if len(said) == 3 else None
+    is_color = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    plain = [axis for axis in axes if shape[axes.index(axis)] > 1 or axis in "YX"]
+    if series.dataoffset is not None and "".join(plain) in ("YX", "YXS", "YXC"):
+        read = _stored_rows(path, series, width)
+    else:
+        read = _by_axes(_array(path, tiff), axes)
+    return LargePicture(path, (height, width), channels, np.dtype(series.dtype), is_color, read, tags, resolution)
+
+
+def _stored_rows(path: Path, series: Any, width: int) -> Read:
+    """Reads what lies in the file row after row, as it is."""
+    kind = np.dtype(series.dtype).newbyteorder(series.keyframe.parent.byteorder)
+    planes = int(np.prod(series.shape)) // (int(series.keyframe.imagelength) * width)
+
+    def read(top: int, bottom: int, left: int, right: int) -> Pixels:
+        row = width * planes
+        offset = series.dataoffset + top * row * kind.itemsize
+        flat = np.fromfile(path, kind, (bottom - top) * row, offset=offset)
+        if len(flat) < (bottom - top) * row:
+            raise damaged(path, f"the file ends within rows {top} to {bottom}")
+        return flat.reshape(bottom - top, width, planes)[:, left:right].astype(series.dtype, copy=False)
+
+    return read
+
+
+def _array(path: Path, tiff: tifffile.TiffFile) -> Any:
+    zarr = zarr_package(path)
+    return zarr.open(tiff.series[0].aszarr(level=0), mode="r")
+
+
+def zarr_package(path: Path) -> Any:
+    """The package zarr, which reads and writes what a path is; raises a KirieError where it is not installed."""
+    try:
+        import zarr
+    except ImportError:
+        raise KirieError(
+            f'{path} needs the package zarr, which reads and writes parts: pip install "kirie[large]".'
+        ) from None
+    return zarr
+
+
+def _zarr_picture(path: Path, channels: int) -> LargePicture:
+    zarr = zarr_package(path)
+    with decoding(path):
+        found = zarr.open(path, mode="r")
+        names = None
+        if hasattr(found, "shape"):
+            array = found
+            names = getattr(array.metadata, "dimension_names", None)
+        else:
+            attributes = dict(found.attrs)
+            scales = attributes.get("ome", attributes).get("multiscales")
+            if not scales:
+                raise KirieError(
+                    f"{path} is a Zarr group without OME's `multiscales`; give the path of an array in it."
+                )
+            array = found[scales[0]["datasets"][0]["path"]]
+            names = [axis["name"] if isinstance(axis, dict) else axis for axis in scales[0].get("axes", "tczyx")]
+        axes = _axes(path, array.shape, names)
+        read = _by_axes(array, axes)
+    shape = dict(zip(axes, array.shape, strict=True))
+    stack = int(np.prod([length for axis, length in shape.items() if axis not in "YXC"], initial=1))
+    if stack > 1:
+        raise KirieError(f"{path} is a stack of {stack} pictures (axes {axes}, shape {array.shape}); give one of them.")
+    is_color = shape.get("C") == 3 and array.dtype == np.uint8
+    return LargePicture(path, (shape["Y"], shape["X"]), channels, array.dtype, is_color, read)
+
+
+def _axes(path: Path, shape: tuple[int, ...], names: Any) -> str:
+    """A letter for each axis: Y, X, C for channels, or another one."""
+    if names and all(isinstance(name, str) and name for name in names) and len(names) == len(shape):
+        letters = "".join("C" if name[0].upper() in "CS" else name[0].upper() for name in names)
+        if letters.count("Y") == letters.count("X") == 1:
+            return letters
+    if len(shape) == 2:
+        return "YX"
+    if len(shape) == 3:
+        return "YXC" if shape[2] <= shape[0] else "CYX"
+    raise KirieError(
+        f"{path} has the shape {shape}, and does not name its axes: expected (H, W), (H, W, C) or (C, H, W)."
+    )
+
+
+def _by_axes(array: Any, axes: str) -> Read:
+    """Reads parts of an array with these axes."""
+    order = [axes.index("Y"), axes.index("X"), *(place for place, axis in enumerate(axes) if axis not in "YX")]
+
+    def read(top: int, bottom: int, left: int, right: int) -> Pixels:
+        parts = {"Y": slice(top, bottom), "X": slice(left, right)}
+        pixels = np.asarray(array[tuple(parts.get(axis, slice(None)) for axis in axes)]).transpose(order)
+        return pixels.reshape(*pixels.shape[:2], -1)
+
+    return read
+
+
+def in_memory(picture: npt.NDArray[np.uint8]) -> LargePicture:
+    """A picture (H, W, C) that is in memory already."""
+    height, width, channels = picture.shape
+    return LargePicture(
+        Path("the picture"), (height, width), channels, picture.dtype, False, lambda t, b, l, r: picture[t:b, l:r]
+    )

@@ -1,0 +1,190 @@
+"""Pictures read in parts: the parts are those of the whole, whatever the file looks like inside."""
+
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+import zarr
+from PIL import Image
+
+from kirie.errors import KirieError
+from kirie.reading.georeference import georeference
+from kirie.reading.images import read_image, read_numbers
+from kirie.reading.windows import is_zarr, large_size, open_large
+
+RNG = np.random.default_rng(0)
+SIZE = (70, 90)
+
+
+def noise(dtype=np.uint8, channels=(3,)):
+    top = np.iinfo(dtype).max // 3 if np.dtype(dtype).kind == "u" else 1
+    return (RNG.random((*SIZE, *channels)) ** 2 * top).astype(dtype)
+
+
+def parts(path, channels):
+    """The whole picture, put together from parts of odd sizes."""
+    with open_large(path, channels) as picture:
+        assert picture.size == SIZE
+        rows = [
+            np.concatenate(
+                [picture.read(top, min(top + 23, 70), left, min(left + 37, 90)) for left in range(0, 90, 37)], 1
+            )
+            for top in range(0, 70, 23)
+        ]
+    return np.concatenate(rows)
+
+
+TIFFS = {
+    "tiles": (noise(), {"tile": (32, 32), "compression": "zlib", "photometric": "rgb"}),
+    "strips": (noise(), {"rowsperstrip": 7, "compression": "lzw", "predictor": True, "photometric": "rgb"}),
+    "stored": (noise(), {"photometric": "rgb"}),
+    "one strip": (noise(), {"rowsperstrip": 70, "compression": "zlib", "photometric": "rgb"}),
+    "big-endian 16": (noise(np.uint16), {"byteorder": ">", "photometric": "rgb"}),
+    "16 tiles": (noise(np.uint16), {"tile": (16, 48), "compression": "zstd", "photometric": "rgb"}),
+    "grey": (noise(channels=()), {"tile": (32, 32)}),
+    "grey 16": (noise(np.uint16, ()), {"rowsperstrip": 3, "compression": "zlib"}),
+    "float": (noise(np.float32, ()), {"tile": (32, 32)}),
+    "planes": (
+        np.moveaxis(noise(channels=(3,)), 2, 0),
+        {"planarconfig": "separate", "photometric": "rgb", "tile": (32, 32)},
+    ),
+    "four channels": (
+        np.moveaxis(noise(np.uint16, (4,)), 2, 0),
+        {"planarconfig": "separate", "photometric": "minisblack"},
+    ),
+    "big": (noise(), {"bigtiff": True, "tile": (32, 32), "photometric": "rgb"}),
+    "ome": (noise(), {"ome": True, "tile": (32, 32), "photometric": "rgb"}),
+}
+
+
+@pytest.mark.parametrize("name", TIFFS)
+def test_parts_of_a_tiff_are_those_of_the_whole(name, tmp_path):
+    pixels, options = TIFFS[name]
+    options = dict(options)
+    writer = {key: options.pop(key) for key in ("byteorder", "bigtiff", "ome") if key in options}
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path, **writer) as tiff:
+        tiff.write(pixels, **options)
+    for channels in (4,) if name == "four channels" else (1, 3):
+        assert np.array_equal(parts(path, channels), read_image(path, channels)), channels
+    with open_large(path, 4 if name == "four channels" else 3) as picture:
+        expected = read_numbers(path, picture.channels)
+        assert np.array_equal(picture.numbers(10, 40, 5, 50), expected[10:40, 5:50])
+    assert large_size(path) == SIZE
+
+
+def test_jpeg_tiles_and_pyramids_are_read_at_their_finest(tmp_path):
+    pixels, path = noise(), tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(pixels, subifds=1, tile=(32, 32), compression="jpeg", photometric="ycbcr")
+        tiff.write(pixels[::2, ::2], subfiletype=1, tile=(32, 32), compression="jpeg", photometric="ycbcr")
+    whole = tifffile.imread(path)
+    assert np.array_equal(parts(path, 3), whole)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "palette.png", "turned.jpg", "turned.tif", "palette.tif"])
+def test_other_files_are_read_whole_and_given_in_parts(name, tmp_path):
+    image = Image.fromarray(noise())
+    if name.startswith("palette"):
+        image = image.quantize(16)
+    exif = Image.Exif()
+    if name.startswith("turned"):
+        image = image.transpose(Image.Transpose.ROTATE_90)
+        exif[0x0112] = 6
+    image.save(tmp_path / name, exif=exif)
+    assert np.array_equal(parts(tmp_path / name, 3), read_image(tmp_path / name, 3))
+
+
+@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("axes", ["yx", "yxc", "cyx", "tczyx"])
+def test_zarr_arrays_and_ome_groups(version, axes, tmp_path):
+    pixels = noise(channels=(3,) if "c" in axes else ())
+    shaped = np.moveaxis(pixels, 2, 0) if axes in ("cyx", "tczyx") else pixels
+    shaped = shaped[None, :, None] if axes == "tczyx" else shaped
+    path = tmp_path / "a.zarr"
+    chunks = tuple(min(32, side) for side in shaped.shape)
+    if axes == "tczyx":
+        group = zarr.create_group(path, zarr_format=version)
+        group.create_array("0", shape=shaped.shape, dtype=shaped.dtype, chunks=chunks)[:] = shaped
+        scales = {"multiscales": [{"axes": [{"name": a} for a in axes], "datasets": [{"path": "0"}]}]}
+        group.attrs.update(scales if version == 2 else {"ome": scales})
+    else:
+        zarr.create_array(path, shape=shaped.shape, dtype=shaped.dtype, chunks=chunks, zarr_format=version)[:] = shaped
+    assert is_zarr(path) and large_size(path) == SIZE
+    expected = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
+    assert np.array_equal(parts(path, 3), expected)
+
+
+def test_what_cannot_be_read_in_parts_is_told(tmp_path, monkeypatch):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(), tile=(32, 32), compression="zlib", photometric="rgb")
+    with pytest.raises(KirieError, match="3 channels but 5"), open_large(path, 5) as picture:
+        picture.read(0, 4, 0, 4)
+    stack = tmp_path / "stack.tif"
+    tifffile.imwrite(stack, np.zeros((4, 20, 20), np.uint8), photometric="minisblack", metadata={"axes": "ZYX"})
+    with pytest.raises(KirieError, match="stack of 4"), open_large(stack):
+        pass
+    zarr.create_array(tmp_path / "stack.zarr", shape=(4, 20, 20), dtype="u1", dimension_names=("z", "y", "x"))
+    with pytest.raises(KirieError, match="stack of 4"), open_large(tmp_path / "stack.zarr"):
+        pass
+    zarr.create_group(tmp_path / "group.zarr")
+    with pytest.raises(KirieError, match="multiscales"), open_large(tmp_path / "group.zarr"):
+        pass
+    with pytest.raises(KirieError, match="no file"), open_large(tmp_path / "none.tif"):
+        pass
+    (tmp_path / "text.tif").write_text("no picture")
+    with pytest.raises(KirieError, match="no picture"), open_large(tmp_path / "text.tif"):
+        pass
+    monkeypatch.setattr("kirie.reading.windows.MAX_PIXELS", 100)
+    Image.fromarray(noise()).save(tmp_path / "a.png")
+    with pytest.raises(KirieError, match="tiled TIFF"), open_large(tmp_path / "a.png"):
+        pass
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    with pytest.raises(KirieError, match=r"kirie\[large\]"), open_large(path):
+        pass
+
+
+@pytest.mark.parametrize("options", [{"tile": (32, 32), "compression": "zlib"}, {}], ids=["tiles", "stored"])
+def test_a_file_cut_short_is_read_up_to_there(options, tmp_path):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, noise(), photometric="rgb", **options)
+    whole = read_image(path)
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size * 2 // 3)
+    if options:  # tifffile writes the directory first
+        with open_large(path) as picture:
+            assert np.array_equal(picture.read(0, 30, 0, 90), whole[:30])
+            with pytest.raises(KirieError, match=r"a\.tif is damaged"):
+                picture.read(60, 70, 0, 90)
+    else:
+        with open_large(path) as picture:
+            assert np.array_equal(picture.read(0, 40, 0, 90), whole[:40])
+            with pytest.raises(KirieError, match="ends within rows"):
+                picture.read(40, 70, 0, 90)
+
+
+# Where it lies
+
+
+def geo(path, extra):
+    tifffile.imwrite(path, noise(), photometric="rgb", tile=(32, 32), extratags=extra)
+    with open_large(path) as picture:
+        return georeference(picture.tags)
+
+
+KEYS = (1, 1, 0, 2, 1025, 0, 1, 1, 3072, 0, 1, 32633)
+
+
+def test_pixels_become_map_coordinates(tmp_path):
+    scale, tie = (33550, 12, 3, (0.5, 0.25, 0.0), True), (33922, 12, 6, (10.0, 20.0, 0.0, 1000.0, 2000.0, 0.0), True)
+    place = geo(tmp_path / "a.tif", [scale, tie, (34735, 3, 12, KEYS, True)])
+    assert place.epsg == 32633
+    assert place.place(np.array([[10, 20], [12, 24], [0, 0]])).tolist() == [[1000, 2000], [1001, 1999], [995, 2005]]
+    point = (*KEYS[:7], 2, *KEYS[8:])
+    centred = geo(tmp_path / "b.tif", [scale, tie, (34735, 3, 12, point, True)])
+    assert centred.place(np.array([[10.5, 20.5]])).tolist() == [[1000, 2000]]
+    matrix = (2.0, 0.5, 0, 100.0, 0.25, -3.0, 0, 50.0, 0, 0, 0, 0, 0, 0, 0, 1.0)
+    turned = geo(tmp_path / "c.tif", [(34264, 12, 16, matrix, True)])
+    assert turned.epsg is None and turned.place(np.array([[4, 2]])).tolist() == [[109, 45]]
+    assert geo(tmp_path / "d.tif", []) is None

@@ -17,4 +17,4 @@ def counted(count: int, noun: str, nouns: str | None = None) -> str:
 
 
 class WriteError(KirieError):
-    """The system refuses to write a file: with more room, or in another place, the same may succeed."""
+    """The system refuses, a file to be written for the most part: with more room, or elsewhere, it may do it."""

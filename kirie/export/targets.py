@@ -72,8 +72,9 @@ class OnnxParts(Parts):
         import onnx
 
         graph_class("onnx")
+        programs = self.programs()  # before the model is put into another memory format to calibrate by it
         seen = {} if calibrating is None else calibration(self.model, calibrating, tuple(self.model.heads()))
-        for name, file, program, outputs in self.programs():
+        for name, file, program, outputs in programs:
             write_onnx(program, outputs, file)
             if self.precision == "fp16":
                 halve_weights(file)
@@ -105,8 +106,9 @@ class OpenVINOParts(Parts):
         import openvino
 
         graph_class("openvino")
+        programs = self.programs()  # before the model is put into another memory format to calibrate by it
         seen = {} if calibrating is None else calibration(self.model, calibrating, tuple(self.model.heads()))
-        for name, file, program, outputs in self.programs():
+        for name, file, program, outputs in programs:
             between = file.with_suffix(".onnx")
             write_onnx(program, outputs, between)
             model = openvino.Core().read_model(str(between))

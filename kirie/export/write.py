@@ -113,6 +113,9 @@ def export_model(
             machine=platform.processor() or platform.machine(),
         )
         parts.annotate(note_of(card, made, place))
+        others = [name for name in own if place.with_name(name).exists() and not overwrite]
+        if others:
+            raise KirieError(f"{place.with_name(others[0])} is there already: replace it with --overwrite.")
         for name in sorted(own, key=lambda name: name == place.name):  # the file that names the others comes last
             with whole_file(place.with_name(name)) as stand_in:
                 own[name].replace(stand_in)

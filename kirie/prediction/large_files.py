@@ -59,8 +59,8 @@ def save_overlay(out: Path, one: LargePredicted) -> tuple[Path, ...]:
     for top, rows in zip(range(0, one.size[0], BAND), one.result.labels(), strict=True):
         chosen = slice(-top % step, None, step)
         if len(rows[chosen]):
-            labels.append(rows[chosen, ::step])
-            pixels.append(_shown(one, top, rows.shape[0])[chosen, ::step])
+            labels.append(rows[chosen, ::step].copy())  # a view would keep all rows
+            pixels.append(_shown(one, top, rows.shape[0])[chosen, ::step].copy())
     path = out / f"{one.name}_overlay.jpg"
     small = SemanticMap(np.ascontiguousarray(np.concatenate(labels)), classes)
     write_picture(path, draw(small, as_picture(np.concatenate(pixels)), legend=True), quality=92)

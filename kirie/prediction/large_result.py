@@ -21,7 +21,7 @@ import numpy.typing as npt
 from kirie.boxes import of_mask
 from kirie.classes import Classes
 from kirie.cleanup import CleanupSettings, RegionRules, clean
-from kirie.errors import KirieError
+from kirie.errors import KirieError, WriteError
 from kirie.files import whole_file, write_text
 from kirie.masks import Crop, Masks
 from kirie.prediction.sweep import Done
@@ -30,6 +30,8 @@ from kirie.results import Instances, SemanticMap
 JOB, STATE = "job.json", "state.npz"
 BAND = 256  # rows that results are read at a time
 MOST_MARGIN = 4096  # rows beside a band that the clean-up looks at
+# What reading a file raises that a power cut left empty or in part, or that somebody else wrote.
+_DAMAGED = (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile)
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -77,11 +79,12 @@ class RowStore:
         self.begin = 0 if state is None else int(state["row"]) + 1
 
     def state(self) -> Arrays | None:
-        """What was held after the last row that is done; None before the first."""
+        """What was held after the last row that is done; None before the first, or where it cannot be read."""
         try:
             with np.load(self.folder / STATE) as file:
-                return dict(file)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+                held = dict(file)
+            return held if all(self.row_file(row).stat().st_size for row in range(int(held["row"]) + 1)) else None
+        except _DAMAGED:
             return None
 
     def add(self, done: Done, state: Arrays, size: tuple[int, int]) -> None:
@@ -315,9 +318,11 @@ def _loaded(store: RowStore, row: int, names: tuple[str, ...]) -> Arrays:
     try:
         with np.load(store.row_file(row)) as file:
             return {name: file[name] for name in names}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise KirieError(
-            f"{store.row_file(row)} cannot be read again: {error}. Give the command again with --anew."
+    except _DAMAGED as error:
+        store.remove()
+        raise WriteError(
+            f"{store.row_file(row)} cannot be read again: {error}. Give the same command again; it begins anew with "
+            "this picture."
         ) from error
 
 

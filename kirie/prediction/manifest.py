@@ -35,10 +35,12 @@ class File(NamedTuple):
         if isinstance(self.path, Url):
             return [*called, *self.path.state()]
         try:
-            facts = self.path.stat()
+            # A store is a folder, of which each part may change.
+            parts = [self.path] if not self.path.is_dir() else [part for part in self.path.rglob("*") if part.is_file()]
+            facts = [part.stat() for part in parts]
         except OSError:
             return [*called, -1, 0]
-        return [*called, facts.st_size, facts.st_mtime_ns]
+        return [*called, sum(each.st_size for each in facts), max((each.st_mtime_ns for each in facts), default=0)]
 
 
 class Entry(NamedTuple):

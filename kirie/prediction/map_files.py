@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from kirie.errors import KirieError, WriteError
+from kirie.errors import WriteError
 from kirie.files import whole_file
 from kirie.prediction.large_result import BAND
 from kirie.reading.windows import LargePicture, zarr_package
 
 Bands = Iterable[npt.NDArray[Any]]
+OURS = {"written_by": "kirie predict"}  # the attribute of arrays that may be replaced
 BIG = 2**31  # bytes of pixels from which on a TIFF has 64-bit offsets, however well they are packed
 
 
@@ -43,7 +45,7 @@ def write_tiff(
         colors: RGB of the numbers of an 8-bit map; all others are light grey.
 
     Raises:
-        KirieError: when the system refuses to write.
+        WriteError: when the system refuses to write.
     """
     options: dict[str, Any] = {"photometric": "rgb" if len(shape) == 3 else "minisblack"}
     if colors is not None:
@@ -82,23 +84,23 @@ def write_zarr(path: Path, bands: Bands, shape: tuple[int, int], dtype: Any, att
     """Writes a map as a Zarr array (format 3) in chunks of 1024 x 1024, whole or not at all.
 
     Args:
-        path: of the folder; an earlier array there is replaced, but nothing else is.
+        path: of the folder; an array that this function wrote is replaced, but nothing else is.
         bands: `BAND` rows at a time, from the top.
         shape: (H, W).
         dtype: of its numbers.
         attributes: what is to be said of it, plain JSON.
 
     Raises:
-        KirieError: when something else lies there or the system refuses to write.
+        WriteError: when something else lies there or the system refuses to write.
     """
     zarr = zarr_package(path)
-    if path.exists() and not (path / "zarr.json").is_file():
-        raise KirieError(f"{path} is no Zarr array that could be replaced; choose another folder.")
+    if path.exists() and not _is_ours(path):
+        raise WriteError(f"{path} was not written by kirie and is not replaced: move it, or choose another folder.")
     stand_in = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}{path.suffix}")
     try:
         array = zarr.create_array(
             store=str(stand_in), shape=shape, dtype=np.dtype(dtype), chunks=tuple(min(1024, side) for side in shape),
-            dimension_names=("y", "x"), attributes=dict(attributes),
+            dimension_names=("y", "x"), attributes={**attributes, **OURS},
         )  # fmt: skip
         held: list[npt.NDArray[Any]] = []
         top = 0
@@ -117,6 +119,14 @@ def write_zarr(path: Path, bands: Bands, shape: tuple[int, int], dtype: Any, att
     finally:
         with suppress(OSError):
             shutil.rmtree(stand_in)
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        facts = json.loads((path / "zarr.json").read_text(encoding="utf-8"))
+        return bool(facts["node_type"] == "array" and OURS.items() <= facts["attributes"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _put(array: Any, top: int, held: list[npt.NDArray[Any]]) -> int:

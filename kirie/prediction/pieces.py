@@ -143,7 +143,7 @@ class _Task:
                     "leave that out."
                 )
             code, anew = self.order.fingerprint, self.order.anew
-            with large_prediction(self.predictor, file, self.order.out, code, anew=anew) as one:
+            with large_prediction(self.predictor, file, self.order.home, code, anew=anew) as one:
                 yield one
             return
         result = picture if isinstance(picture, KirieError) else next(results)

@@ -81,6 +81,7 @@ def _files_of(text: str, urls: bool) -> Sequence[Path | Url]:
         return [path]
     if path.is_dir():
         members = [path / name for name in list_pictures(path, deep=False)]
+        members += sorted(each for each in path.iterdir() if is_zarr(each))
         if not members:
             raise KirieError(f"The folder {path} holds no pictures ({', '.join(sorted(IMAGE_SUFFIXES))}).")
         return members
@@ -178,7 +179,7 @@ def _check_targets(files: Sequence[File], out: Path, kinds: Sequence[Kind]) -> N
                 )
             if not isinstance(own, Url) and _is_label(place, own) and target.exists():
                 raise KirieError(f"The result of {file.path} would replace its label {target}; choose another folder.")
-            if place.parent in homes and target.is_file():
+            if place.parent in homes and (target.is_file() or is_zarr(target)):
                 raise KirieError(
                     f"The result of {file.path} would replace {target}, which lies among the pictures and may be a "
                     "label; choose another folder."

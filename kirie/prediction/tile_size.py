@@ -53,6 +53,8 @@ class TileSize:
     ) -> None:
         self._models = [model.semantic if isinstance(model, RegionObjects) else model for model in models]
         self._side, self._overlap = side, overlap
+        if overlap is not None and (type(overlap) is not int or overlap < 0):
+            raise KirieError(f"Tiles share a whole number of pixels from 0 on, got {overlap!r:.60}.")
         if side is not None:
             check_tile(side, self.overlap)
 

@@ -53,18 +53,18 @@ class ImageFacts(NamedTuple):
     orientation: int
 
 
-def image_facts(path: str | Path, *, limit: int | None = MAX_PIXELS) -> ImageFacts:
+def image_facts(path: str | Path, *, in_parts: bool = False) -> ImageFacts:
     """Size, channels, bits and format of a picture file, from its header alone.
 
     Args:
         path: of the file.
-        limit: the most pixels; None for a file that is read in parts.
+        in_parts: whether the file is read in parts, so that it may be of any size.
 
     Raises:
-        KirieError: when the file is missing, a folder, empty, no picture or above the limit.
+        KirieError: when the file is missing, a folder, empty, no picture or above `MAX_PIXELS`.
     """
-    with opened(path, limit=None if limit is None else MAX_BYTES) as file:
-        return read_facts(path, file, limit=limit)
+    with opened(path, in_parts=in_parts) as file:
+        return read_facts(path, file, in_parts=in_parts)
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -73,16 +73,20 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 @contextmanager
-def opened(path: str | Path, *, limit: int | None = MAX_BYTES) -> Iterator[BinaryIO]:
-    """The open file, when it is one, not empty and not above the limit; otherwise a KirieError says so."""
+def opened(path: str | Path, *, in_parts: bool = False) -> Iterator[BinaryIO]:
+    """The open file, when it is one, not empty and, unless it is read in parts, not above `MAX_BYTES`.
+
+    Raises:
+        KirieError: otherwise.
+    """
     place = path.local() if isinstance(path, Url) else Path(path)
     try:
         with place.open("rb") as file:
             size = place.stat().st_size
             if size == 0:
                 raise KirieError(f"{path} is empty (0 bytes); expected a picture. Save it again or take it away.")
-            if limit is not None and size > limit:
-                raise KirieError(f"{path} has {size:,} bytes, more than the {limit:,} that are read at once.")
+            if size > MAX_BYTES and not in_parts:
+                raise KirieError(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} that are read at once.")
             yield file
     except FileNotFoundError:
         raise KirieError(f"There is no file {path}.") from None
@@ -126,19 +130,19 @@ def _format(path: str | Path, head: bytes) -> str:
     )
 
 
-def read_facts(path: str | Path, file: BinaryIO, *, limit: int | None = MAX_PIXELS) -> ImageFacts:
+def read_facts(path: str | Path, file: BinaryIO, *, in_parts: bool = False) -> ImageFacts:
     """The facts in the header of an open file, which is left at its first byte; raises as `image_facts` does."""
     head = file.read(32)
     file.seek(0)
     kind = _format(path, head)
     with decoding(path):
         if kind == "TIFF":
-            return _tiff_facts(path, file, limit)
+            return _tiff_facts(path, file, in_parts)
         if kind == "WebP":  # Pillow makes room for the whole canvas when it opens one
-            _check_pixels(path, _webp_size(head), limit)
+            _check_pixels(path, _webp_size(head), in_parts)
         picture = PLUGINS[kind](file)
         width, height = picture.size
-        _check_pixels(path, (height, width), limit)
+        _check_pixels(path, (height, width), in_parts)
         channels, bits = _MODE_CHANNELS.get(picture.mode, 1), 1 if picture.mode == "1" else 8
         if kind == "PNG":
             channels, bits = _PNG_CHANNELS[head[25]], head[24]
@@ -156,12 +160,12 @@ def _orientation(picture: Image.Image) -> int:
     return value if value in range(1, 9) else 1
 
 
-def _tiff_facts(path: str | Path, file: BinaryIO, limit: int | None) -> ImageFacts:
+def _tiff_facts(path: str | Path, file: BinaryIO, in_parts: bool) -> ImageFacts:
     with tifffile.TiffFile(file) as tiff:
         series = tiff.series[0]
         page = series.keyframe
         height, width = int(page.imagelength), int(page.imagewidth)
-        _check_pixels(path, (height, width), limit)
+        _check_pixels(path, (height, width), in_parts)
         extra = [
             axis
             for axis, length in zip(series.axes, series.shape, strict=True)
@@ -173,7 +177,7 @@ def _tiff_facts(path: str | Path, file: BinaryIO, limit: int | None) -> ImageFac
                 f"{series.axes}); kirie reads single pictures. Save each one as a file of its own."
             )
         channels = int(np.prod(series.shape)) // max(height * width, 1)
-        _check_pixels(path, (height, width * max(channels // 4, 1)), limit)
+        _check_pixels(path, (height, width * max(channels // 4, 1)), in_parts)
         palette = page.photometric == tifffile.PHOTOMETRIC.PALETTE
         tag = page.tags.get("Orientation")
         orientation = int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
@@ -196,14 +200,14 @@ def _webp_size(head: bytes) -> tuple[int, int]:
     return height & 0x3FFF, width & 0x3FFF
 
 
-def _check_pixels(path: str | Path, size: tuple[int, int], limit: int | None) -> None:
+def _check_pixels(path: str | Path, size: tuple[int, int], in_parts: bool) -> None:
     height, width = size
     if height < 1 or width < 1:
         raise KirieError(f"{path} says it is {height} x {width} pixels; expected at least 1 x 1.")
-    if limit is not None and height * width > limit:
+    if height * width > MAX_PIXELS and not in_parts:
         raise KirieError(
-            f"{path} is {height:,} x {width:,} = {height * width:,} pixels, more than the {limit:,} that are read "
-            "at once. Cut it into smaller pictures; to predict it, `kirie predict` reads it in tiles."
+            f"{path} is {height:,} x {width:,} = {height * width:,} pixels, more than the {MAX_PIXELS:,} that are read "
+            "at once. Cut it into smaller pictures; `kirie predict` reads such a TIFF in tiles."
         )
 
 

@@ -30,6 +30,7 @@ from kirie.reading.remote import Url
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 SAMPLE = 2**24  # numbers of other than 8 and 16 bits by which a picture is stretched
 ROWS = 512  # that are read at a time
+BLOCK = 64  # pixels of a side, where not all of them can be
 
 Read = Callable[[int, int, int, int], Pixels]  # top, bottom, left, right -> (h, w, C)
 
@@ -68,6 +69,8 @@ class LargePicture:
             pixels = self._read(top, bottom, left, right)
         if pixels.shape[:2] != (bottom - top, right - left):
             raise damaged(self.path, f"rows {top} to {bottom} are not all there")
+        if pixels.dtype not in (np.uint8, np.uint16):
+            pixels = pixels.astype(np.float32)
         return with_channels(self.path, pixels, self.channels, self.is_color)
 
     def read(self, top: int, bottom: int, left: int, right: int) -> npt.NDArray[np.uint8]:
@@ -99,18 +102,31 @@ class LargePicture:
                     count += np.bincount(pixels[..., here].ravel(), minlength=65536)
             return [counted_spread(count) if count.any() else (0.0, 0.0) for count in counts]
         every = max(1, height * width // SAMPLE)
-        rows = [pixels[::every] for pixels in self._bands(every)]
-        return [spread(np.concatenate([pixels[..., here] for pixels in rows])) for here in together]
+        rows = [pixels[::every].reshape(-1, pixels.shape[2]).copy() for pixels in self._bands(every)]
+        return [spread(np.concatenate([each[:, here] for each in rows])) if rows else (0.0, 0.0) for here in together]
 
     def _bands(self, every: int) -> Iterator[Pixels]:
-        """The picture some rows at a time, without those that cannot be read."""
+        """The picture some rows at a time, without the parts that cannot be read: they are told with their windows."""
         step = max(ROWS // every, 1) * every
         for top in range(0, self.size[0], step):
-            try:
-                with decoding(self.path):
-                    yield self._read(top, min(top + step, self.size[0]), 0, self.size[1])
-            except KirieError:  # told when its window is read
+            bottom = min(top + step, self.size[0])
+            band = self._sound(top, bottom, 0, self.size[1])
+            if band is not None:
+                yield band
                 continue
+            for left in range(0, self.size[1], BLOCK):
+                for upper in range(top, bottom, max(BLOCK // every, 1) * every):
+                    lower = min(upper + max(BLOCK // every, 1) * every, bottom)
+                    block = self._sound(upper, lower, left, min(left + BLOCK, self.size[1]))
+                    if block is not None:
+                        yield block
+
+    def _sound(self, top: int, bottom: int, left: int, right: int) -> Pixels | None:
+        try:
+            with decoding(self.path):
+                return self._read(top, bottom, left, right)
+        except KirieError:
+            return None
 
 
 def is_zarr(path: str | Path) -> bool:
@@ -121,7 +137,7 @@ def is_zarr(path: str | Path) -> bool:
 def large_size(path: str | Path) -> tuple[int, int]:
     """(H, W) of a picture file or Zarr store of any size, without reading its pixels; raises as `open_large`."""
     if not is_zarr(path):
-        return image_facts(path, limit=None).size
+        return image_facts(path, in_parts=True).size
     with open_large(path, 1) as picture:
         return picture.size
 
@@ -143,34 +159,51 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
     if is_zarr(path):
         yield _zarr_picture(path, channels)
         return
-    facts = image_facts(path, limit=None)
-    if facts.format == "TIFF" and facts.orientation == 1 and not facts.palette:
+    facts = image_facts(path, in_parts=True)
+    tags: tuple[Tag, ...] = ()
+    if facts.format == "TIFF":
         with ExitStack() as stack:
             with decoding(path):
-                picture = _tiff_picture(path, stack.enter_context(tifffile.TiffFile(path)), channels)
-            yield picture
-        return
+                tiff = stack.enter_context(tifffile.TiffFile(path))
+                tags = _geo_tags(tiff)
+                picture = _tiff_picture(path, tiff, channels) if facts.orientation == 1 and _is_plain(tiff) else None
+            if picture is not None:
+                yield picture
+                return
     height, width = facts.size
     if height * width > MAX_PIXELS:
-        why = "turned by its Orientation tag" if facts.orientation != 1 else f"a {facts.format}"
-        why = "a palette TIFF" if facts.palette and facts.format == "TIFF" else why
+        why = "a TIFF of turned or other than grey or RGB pixels" if facts.format == "TIFF" else f"a {facts.format}"
         raise KirieError(
             f"{path} has {height:,} x {width:,} pixels and is {why}, which can only be read whole: save it as an "
-            "upright, tiled TIFF or as Zarr."
+            "upright, tiled TIFF of grey or RGB or as Zarr."
         )
     pixels = read_numbers(path, channels)
+    upright = tags if facts.orientation == 1 else ()
     yield LargePicture(
-        path, facts.size, channels, pixels.dtype, pixels.shape[2] == 3, lambda t, b, l, r: pixels[t:b, l:r]
+        path, facts.size, channels, pixels.dtype, pixels.shape[2] == 3, lambda t, b, l, r: pixels[t:b, l:r], upright
     )
+
+
+def _is_plain(tiff: tifffile.TiffFile) -> bool:
+    """Whether the numbers in a TIFF are what is seen: grey or RGB, as they are or out of a JPEG."""
+    page = tiff.series[0].keyframe
+    kinds = tifffile.PHOTOMETRIC
+    if page.photometric == kinds.YCBCR:
+        return page.compression == tifffile.COMPRESSION.JPEG
+    alpha = page.photometric == kinds.MINISBLACK and any(int(extra) for extra in page.extrasamples)
+    return page.photometric in (kinds.MINISBLACK, kinds.RGB) and not alpha
+
+
+def _geo_tags(tiff: tifffile.TiffFile) -> tuple[Tag, ...]:
+    page = tiff.series[0].keyframe
+    found = (page.tags.get(code) for code in TAGS)
+    return tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in found if tag)
 
 
 def _tiff_picture(path: Path, tiff: tifffile.TiffFile, channels: int) -> LargePicture:
     series, page = tiff.series[0], tiff.series[0].keyframe
     axes, shape = "".join(series.axes), tuple(series.shape)
     height, width = shape[axes.index("Y")], shape[axes.index("X")]
-    tags = tuple(
-        (tag.code, int(tag.dtype), tag.count, tag.value) for tag in (page.tags.get(code) for code in TAGS) if tag
-    )
     said = [tag.value for tag in map(page.tags.get, ("XResolution", "YResolution", "ResolutionUnit")) if tag]
     resolution = (said[0], said[1], int(said[2])) if len(said) == 3 else None
     is_color = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
@@ -179,7 +212,9 @@ def _tiff_picture(path: Path, tiff: tifffile.TiffFile, channels: int) -> LargePi
         read = _stored_rows(path, series, width)
     else:
         read = _by_axes(_array(path, tiff), axes)
-    return LargePicture(path, (height, width), channels, np.dtype(series.dtype), is_color, read, tags, resolution)
+    return LargePicture(
+        path, (height, width), channels, np.dtype(series.dtype), is_color, read, _geo_tags(tiff), resolution
+    )
 
 
 def _stored_rows(path: Path, series: Any, width: int) -> Read:
@@ -237,7 +272,7 @@ def _zarr_picture(path: Path, channels: int) -> LargePicture:
     stack = int(np.prod([length for axis, length in shape.items() if axis not in "YXC"], initial=1))
     if stack > 1:
         raise KirieError(f"{path} is a stack of {stack} pictures (axes {axes}, shape {array.shape}); give one of them.")
-    is_color = shape.get("C") == 3 and array.dtype == np.uint8
+    is_color = shape.get("C") == 3
     return LargePicture(path, (shape["Y"], shape["X"]), channels, array.dtype, is_color, read)
 
 

@@ -12,7 +12,7 @@ from kirie.models.file import model_path
 from kirie.progress import say
 from kirie.runtimes import ENDINGS, RUNTIMES, runtime_of
 from kirie.runtimes.exported import load_export
-from kirie.runtimes.record import PRECISIONS, Export, default_name, digest_of, read_record
+from kirie.runtimes.record import PRECISIONS, Export, check_files, default_name, digest_of, read_record
 
 CHOICES = ("auto", "torch", *RUNTIMES)
 
@@ -78,9 +78,9 @@ def exports_of(model: Path, runtime: str = "auto") -> dict[Path, Export]:
             continue
         try:
             export = read_record(place)[1]
-        except KirieError:
-            if runtime != "auto":
-                raise
+            check_files(export, place)
+        except KirieError as error:
+            say(f"not used: {error}")
             continue
         found[place] = export
     digest = digest_of(model) if found else ""

@@ -202,8 +202,8 @@ def test_polygons_are_the_masks_in_pixels_or_on_the_map(large, monkeypatch):
             ring = np.array(feature["geometry"]["coordinates"][0])
             turn = np.dot(ring[:-1, 0], np.roll(ring[:-1, 1], -1) - np.roll(ring[:-1, 1], 1))
             assert turn > 0, "outer rings go anticlockwise"
-    if "b" == name:
-        assert collection["crs"]["properties"]["name"].endswith("EPSG::32633")
+        if name == "b":
+            assert collection["crs"]["properties"]["name"].endswith("EPSG::32633")
 
 
 def test_panoptic_maps():

@@ -22,6 +22,7 @@ import kirie
 from kirie.classes import Classes
 from kirie.cleanup import CleanupSettings, RegionRules
 from kirie.errors import KirieError
+from kirie.prediction.grid import Grid
 from kirie.prediction.panoptic_pair import PanopticPair, shown_pair
 from kirie.prediction.predict import shown_predictor
 from kirie.prediction.predict_files import predict_files
@@ -313,8 +314,8 @@ def test_another_model_tile_or_picture_begins_anew(monkeypatch):
         Path("out/manifest.jsonl").unlink()
     os.utime("a.tif", (1, 1))
     run(colour_unet(), ["a.tif"], ["labels"])
-    rows = len(kirie.prediction.grid.Grid.of(SIZE, 128, 32).rows)
-    auto = len(kirie.prediction.grid.Grid.of(SIZE, 512, 128).rows)
+    rows = len(Grid.of(SIZE, 128, 32).rows)
+    auto = len(Grid.of(SIZE, 512, 128).rows)
     assert begun == [0, rows, 0, 0, auto, 0, 0, 0]
 
 
@@ -368,6 +369,88 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room():
     assert first.error is None and second.error is None
     assert np.array_equal(tifffile.imread("out/a.tif"), CLASSES.to_file_ids(labels))
     assert not [name for name in files_in("out") if name.startswith(".")]
+
+
+def test_a_store_that_kirie_did_not_write_is_never_replaced():
+    _, picture = semantic_picture(6)
+    write("a.tif", picture)
+    for place in ("home", "out"):
+        zarr.create_group(f"{place}/a.zarr").attrs["mine"] = "precious"
+    Path("a.tif").rename("home/a.tif")
+    with pytest.raises(KirieError, match="lies among the pictures"):
+        run(colour_unet(), ["home/a.tif"], ["zarr"], out="home")
+    (outcome,) = run(colour_unet(), ["home/a.tif"], ["zarr"])
+    assert "not written by kirie" in outcome.error
+    assert all(zarr.open(f"{place}/a.zarr").attrs["mine"] == "precious" for place in ("home", "out"))
+    Path("out/a.zarr").rename("other.zarr")
+    (outcome,) = run(colour_unet(), ["home/a.tif"], ["zarr"])
+    assert outcome.error is None and not outcome.earlier
+    (outcome,) = run(colour_unet(), ["home/a.tif"], ["zarr"], anew=True)
+    assert outcome.error is None, "its own is replaced"
+
+
+def test_a_store_of_which_a_part_has_changed_is_predicted_anew():
+    _, picture = semantic_picture(6)
+    zarr.create_array("stores/a.zarr", shape=picture.shape, dtype="u1", chunks=(100, 100, 3))[:] = picture
+    assert [outcome.path.name for outcome in run(colour_unet(), ["stores"], ["labels"])] == ["a.zarr"]
+    assert run(colour_unet(), ["stores"], ["labels"])[0].earlier
+    before = tifffile.imread("out/a.tif")
+    zarr.open("stores/a.zarr", mode="r+")[:100, :100] = picture[100:200, 100:200]
+    assert not run(colour_unet(), ["stores"], ["labels"])[0].earlier
+    assert not np.array_equal(tifffile.imread("out/a.tif"), before)
+
+
+@pytest.mark.parametrize("damage", ["empty state", "other state", "empty row", "no row", "wrong shape"])
+def test_rows_that_are_damaged_begin_the_picture_anew(damage, monkeypatch):
+    labels, picture = semantic_picture(6)
+    write("a.tif", picture)
+    kept = kirie.prediction.large_result.RowStore.add
+
+    def broken_off(self, done, state, size):
+        kept(self, done, state, size)
+        if done.row == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("kirie.prediction.large_result.RowStore.add", broken_off)
+        run(colour_unet(), ["a.tif"], ["labels"])
+    state, row = Path("out/.a.tiles/state.npz"), Path("out/.a.tiles/rows/000000.npz")
+    if damage == "empty state":
+        state.write_bytes(b"")
+    elif damage == "other state":
+        np.save("other.npy", np.zeros(3))
+        state.write_bytes(Path("other.npy").read_bytes())
+    elif damage == "empty row":
+        row.write_bytes(b"")
+    elif damage == "no row":
+        row.unlink()
+    else:
+        np.savez(state, row=np.array(2), below=np.zeros((2, 2, 2), np.float32))
+    (outcome,) = run(colour_unet(), ["a.tif"], ["labels"])
+    assert outcome.error is None
+    assert np.array_equal(tifffile.imread("out/a.tif"), CLASSES.to_file_ids(labels))
+
+
+def test_a_predictor_that_fails_once_goes_on_where_it_was(monkeypatch):
+    labels, picture = semantic_picture(6)
+    write("a.tif", picture)
+    kept, calls = Predictor.__call__, []
+
+    def once(self, pictures):
+        calls.append(len(pictures))
+        if len(calls) == 9:
+            raise KirieError("The memory does not suffice.")
+        return kept(self, pictures)
+
+    monkeypatch.setattr(Predictor, "__call__", once)
+    (outcome,) = run(colour_unet(), ["a.tif"], ["labels"])
+    assert outcome.error == "The memory does not suffice."
+    before = len(calls)
+    (outcome,) = run(colour_unet(), ["a.tif"], ["labels"])
+    grid = Grid.of(SIZE, 128, 32)
+    assert outcome.error is None
+    assert len(calls) - before == len(grid) - len(grid.columns), "the first row of windows is done"
+    assert np.array_equal(tifffile.imread("out/a.tif"), CLASSES.to_file_ids(labels))
 
 
 def test_without_tiles_a_picture_is_predicted_whole_while_it_fits():

@@ -259,6 +259,8 @@ def test_one_picture_in_python_and_words_for_tiles():
         kirie.predict(model, picture, tile=None, tile_overlap=3)
     with pytest.raises(KirieError, match="at least 64"):
         kirie.predict(model, picture, tile=3)
+    with pytest.raises(KirieError, match="from 0 on"):
+        kirie.predict(model, picture, tile_overlap=-5)
     with pytest.raises(KirieError, match='"auto", None'):
         kirie.predict(model, picture, tile="huge")
 

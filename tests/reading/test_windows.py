@@ -96,6 +96,39 @@ def test_other_files_are_read_whole_and_given_in_parts(name, tmp_path):
     assert np.array_equal(parts(tmp_path / name, 3), read_image(tmp_path / name, 3))
 
 
+@pytest.mark.parametrize(
+    ("pixels", "options"),
+    [
+        (noise(channels=()), {"photometric": "miniswhite", "tile": (32, 32)}),
+        (noise(channels=()) > 20, {"photometric": "miniswhite"}),
+        (noise(channels=(4,)), {"photometric": "separated", "tile": (32, 32)}),
+        (noise(channels=(2,)), {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"}),
+        (noise(channels=(4,)), {"photometric": "rgb", "extrasamples": ["unassalpha"], "tile": (32, 32)}),
+    ],
+    ids=["white is zero", "one bit", "CMYK", "grey and alpha", "RGBA"],
+)
+def test_what_is_seen_counts_where_the_numbers_are_others(pixels, options, tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+    assert np.array_equal(parts(tmp_path / "a.tif", 3), read_image(tmp_path / "a.tif"))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_damaged_tile_changes_little_of_how_the_rest_is_stretched(dtype, tmp_path):
+    pixels = noise(dtype, ())
+    for name in ("a.tif", "b.tif"):
+        tifffile.imwrite(tmp_path / name, pixels, tile=(16, 16), compression="zlib")
+    with tifffile.TiffFile(tmp_path / "b.tif") as tiff:
+        offset, length = tiff.pages[0].dataoffsets[7], tiff.pages[0].databytecounts[7]
+    with (tmp_path / "b.tif").open("r+b") as file:
+        file.seek(offset)
+        file.write(b"\xff" * length)
+    with open_large(tmp_path / "a.tif") as sound, open_large(tmp_path / "b.tif") as damaged:
+        ours, theirs = damaged.read(32, 70, 0, 90).astype(int), sound.read(32, 70, 0, 90).astype(int)
+        assert np.abs(ours - theirs).max() <= 12 and ours.std() > 20
+        with pytest.raises(KirieError, match="damaged"):
+            damaged.read(0, 32, 0, 90)
+
+
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("axes", ["yx", "yxc", "cyx", "tczyx"])
 def test_zarr_arrays_and_ome_groups(version, axes, tmp_path):

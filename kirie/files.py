@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
 import secrets
-from collections.abc import Iterator, Mapping
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +32,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     stand_in: Path | None = None
     try:
         with _replacing(path) as target:
-            free = target.with_name(f".{target.stem[:40]}-{secrets.token_hex(8)}{target.suffix}")
+            free = stand_in_of(target)
             free.touch(exist_ok=False)
             stand_in, mode = free, free.stat().st_mode
             yield stand_in
@@ -39,6 +42,32 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         if stand_in is not None:
             with suppress(OSError):
                 stand_in.unlink(missing_ok=True)
+
+
+def stand_in_of(path: Path) -> Path:
+    """A free name beside `path` for what will replace it when it is complete."""
+    return path.with_name(f".{_stand_in_key(path)}{secrets.token_hex(4)}{path.suffix}")
+
+
+def _stand_in_key(path: Path) -> str:
+    """What the names of all its stand-ins begin with, and those of no other file of the folder."""
+    return f"{path.stem[:40]}-{zlib.crc32(path.name.encode('utf-8', 'surrogateescape')):08x}"
+
+
+def remove_stand_ins(folder: Path, paths: Iterable[Path]) -> None:
+    """Removes what stands in for some files below a folder because its writer was killed.
+
+    Args:
+        folder: is searched, with all folders in it.
+        paths: the files; nobody may be writing them. They are looked at only where stand-ins are found.
+    """
+    form = re.compile(r"\.(?P<key>.*-[0-9a-f]{8})[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
+    found = [(path, match) for path in folder.rglob(".*") if (match := form.fullmatch(path.name))]
+    keys = {(path.parent, _stand_in_key(path)) for path in paths} if found else set()
+    for path, match in found:
+        if (path.parent, match["key"]) in keys:
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager

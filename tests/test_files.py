@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from kirie.errors import KirieError
-from kirie.files import whole_file, write_text
+from kirie.files import remove_stand_ins, stand_in_of, whole_file, write_text
 
 
 @pytest.fixture
@@ -89,3 +89,18 @@ def test_a_block_that_moves_its_file_away_is_an_error(target):
     with pytest.raises(KirieError, match="Cannot write"), whole_file(target) as stand_in:
         stand_in.unlink()
     assert target.read_text() == "earlier"
+
+
+def test_stand_ins_of_some_files_are_cleared_away(tmp_path):
+    long = [tmp_path / f"{'plate' * 20}_{number}.tif" for number in range(2)]
+    ours = [long[0], tmp_path / "folder" / "plain", tmp_path / "切り絵.zarr"]
+    others = [long[1], tmp_path / "plain", tmp_path / "切り絵.png"]
+    for path in (*ours[:2], *others):
+        path.parent.mkdir(exist_ok=True)
+        stand_in_of(path).touch()
+    (stand_in_of(ours[2]) / "c").mkdir(parents=True)
+    remove_stand_ins(tmp_path, ours)
+    left = [path for path in tmp_path.rglob("*") if path != tmp_path / "folder"]
+    assert sorted(path.suffix for path in left) == ["", ".png", ".tif"]
+    remove_stand_ins(tmp_path, others)
+    assert [path.name for path in tmp_path.rglob("*")] == ["folder"]

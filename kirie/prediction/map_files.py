@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ import numpy.typing as npt
 import tifffile
 
 from kirie.errors import WriteError
-from kirie.files import whole_file
+from kirie.files import stand_in_of, whole_file
 from kirie.prediction.large_result import BAND
 from kirie.reading.windows import LargePicture, zarr_package
 
@@ -96,7 +95,7 @@ def write_zarr(path: Path, bands: Bands, shape: tuple[int, int], dtype: Any, att
     zarr = zarr_package(path)
     if path.exists() and not _is_ours(path):
         raise WriteError(f"{path} was not written by kirie and is not replaced: move it, or choose another folder.")
-    stand_in = path.with_name(f".{path.stem[:40]}-{secrets.token_hex(8)}{path.suffix}")
+    stand_in = stand_in_of(path)
     try:
         array = zarr.create_array(
             store=str(stand_in), shape=shape, dtype=np.dtype(dtype), chunks=tuple(min(1024, side) for side in shape),

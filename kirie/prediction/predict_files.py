@@ -16,6 +16,7 @@ from kirie.data.folder_layout import MASK_FOLDERS
 from kirie.data.layouts import IMAGE_FOLDERS, list_pictures
 from kirie.data.voc import OBJECTS
 from kirie.errors import KirieError, WriteError
+from kirie.files import remove_stand_ins
 from kirie.prediction.fingerprint import fingerprint
 from kirie.prediction.kinds import KINDS, USUAL, Kind, check_kinds
 from kirie.prediction.large_pictures import is_large
@@ -260,4 +261,5 @@ class _Job:
                 line.advance()
                 yield Outcome(file.path, tuple(self.out / name for name in piece.written), told)
         if noting:
+            remove_stand_ins(self.out, (self.out / name for name in manifest.written()))
             manifest.finish()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kirie.errors import KirieError
-from kirie.files import whole_file
+from kirie.files import remove_stand_ins, whole_file
 
 FILE = "last/state.safetensors"
 
@@ -113,8 +113,7 @@ def load_state(folder: Path, optimiser: Any) -> tuple[Standing, dict[str, dict[s
         standing, extra = Standing(**facts["progress"]), dict(facts["extra"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise KirieError(f"{path} is damaged or of another training ({error}); start anew by --out.") from error
-    for left in path.parent.glob(f".{path.stem}-*{path.suffix}"):
-        left.unlink(missing_ok=True)  # what a kill in mid-writing leaves behind
+    remove_stand_ins(folder, [path])
     return standing, groups, extra
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -344,10 +345,20 @@ def test_words_that_mean_nothing(capsys, words, sentence):
     assert not Path("out").exists() and not Path("s3:").exists()
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1"])
 def test_a_cluster_that_is_not_there(address):
     with pytest.raises(KirieError, match=f"^There is no Ray cluster at {address}: "), ray_data._joined(address):
         pass
+
+
+def test_a_number_that_is_no_port():
+    with socket.create_server(("127.0.0.1", 0)) as heard:
+        port = heard.getsockname()[1] + 2**16  # which the system would take for that
+        with (
+            pytest.raises(KirieError, match=r"^There is no Ray cluster at .*65535"),
+            ray_data._joined(f"127.0.0.1:{port}"),
+        ):
+            pass
 
 
 def test_ray_that_is_not_installed(capsys, monkeypatch):

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from kirie.errors import KirieError
-from kirie.models.parts.semantic import SemanticRaw, full_size
+from kirie.models.parts.label_maps import largest_at
+from kirie.models.parts.semantic import SemanticRaw, full_size, resized
 from kirie.models.unet import UNet
 
 
@@ -41,3 +42,19 @@ def test_logits_that_are_no_numbers_give_no_labels(value):
     logits[1, 0, 3, 4] = value
     with pytest.raises(KirieError, match="gives NaN or infinity for this picture"):
         model.decode(SemanticRaw(logits), [(8, 8)] * 2)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 150])
+@pytest.mark.parametrize(
+    ("small", "size"), [((9, 13), (36, 52)), ((8, 8), (61, 37)), ((1, 7), (5, 29)), ((40, 30), (17, 11))]
+)
+def test_the_largest_of_enlarged_logits_is_found_without_all_of_them(classes, small, size):
+    torch.manual_seed(classes)
+    coarse = torch.randn(1, classes, 3, 3)
+    for logits in (resized(coarse, small), torch.randn(1, classes, *small)):
+        expected = F.interpolate(logits, size, mode="bilinear", align_corners=False)[0]
+        found = largest_at(logits[0], size)
+        assert found.shape == size and found.dtype == torch.int64
+        reached = expected.gather(0, found[None])[0]
+        assert torch.allclose(reached, expected.amax(0), rtol=0, atol=1e-5)
+        assert (found == expected.argmax(0)).float().mean() > 0.999

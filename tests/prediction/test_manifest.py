@@ -15,6 +15,7 @@ from tiny import colour_unet, run_cli
 
 import kirie
 from kirie.errors import KirieError
+from kirie.files import stand_in_of
 from kirie.prediction.fingerprint import fingerprint
 from kirie.prediction.manifest import MANIFEST
 from kirie.prediction.panoptic_pair import PanopticPair
@@ -163,6 +164,24 @@ def test_a_killed_command_goes_on():
     words[words.index("out")] = "whole"
     subprocess.run(words, capture_output=True, check=True)
     assert contents("out") == contents("whole")
+
+
+def test_what_a_kill_left_of_files_is_cleared_away():
+    pictures(4)
+    list(job("whole"))
+    outcomes = job("out")
+    for _ in range(3):
+        next(outcomes)
+    outcomes.close()
+    for path in [path for path in contents("whole") if Path(path).name.startswith("p")]:
+        left = stand_in_of(Path("out", path))
+        left.parent.mkdir(exist_ok=True)
+        left.write_bytes(b"half of it")
+    others = [".p03.png", ".notes-0123456789abcdef.png", f".p99{stand_in_of(Path('p03.png')).name[4:]}"]
+    for name in others:
+        Path("out", name).touch()
+    list(job("out"))
+    assert contents("out") == contents("whole") | dict.fromkeys(others, b"")
 
 
 # Shards

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kirie.errors import KirieError
+from kirie.files import stand_in_of
 from kirie.training import checkpoint
 from kirie.training.checkpoint import FILE, Standing, load_state, save_state
 
@@ -93,7 +94,7 @@ def test_a_full_disk_leaves_the_former_state(fault, tmp_path, monkeypatch):
 def test_what_a_kill_left_behind_is_cleared_away(tmp_path):
     _, rule = training()
     save_state(tmp_path, Standing(), {}, rule, {})
-    (tmp_path / "last" / ".state-0123456789abcdef.safetensors").write_bytes(b"half")
+    stand_in_of(tmp_path / FILE).write_bytes(b"half")
     (tmp_path / "last" / ".gitkeep").touch()
     load_state(tmp_path, rule)
     assert sorted(file.name for file in (tmp_path / "last").iterdir()) == [".gitkeep", "state.safetensors"]

@@ -17,6 +17,7 @@ from kirie.errors import KirieError
 from kirie.models.contract import Frame, SegmentationModel
 from kirie.models.parts.checks import check_flag
 from kirie.models.parts.encoder import Encoder
+from kirie.models.parts.label_maps import largest_at
 from kirie.models.parts.sizes import same
 from kirie.results import Result, SemanticMap
 
@@ -184,13 +185,14 @@ class SemanticModel(SegmentationModel):
                 )
             # Channels last, as PyTorch's convolutions give them: other runtimes' are enlarged several times as slowly.
             logits = logits[None].float().contiguous(memory_format=torch.channels_last)
-            full = resized(logits, size)[0]  # (K, H, W) or (1, H, W)
-            maps.append(SemanticMap(self._labels(full), self.classes, _probabilities(full) if scores else None))
+            if scores or self.binary or same(logits.shape[-2:], size):
+                logits = resized(logits, size)
+                labels = logits[0, 0] > 0 if self.binary else logits[0].argmax(0)
+            else:
+                labels = largest_at(logits[0], size)
+            numbers: Any = labels.cpu().numpy().astype(np.uint8 if self.classes.void == 255 else np.int32)
+            maps.append(SemanticMap(numbers, self.classes, _probabilities(logits[0]) if scores else None))
         return maps
-
-    def _labels(self, logits: Tensor) -> Any:
-        labels = logits[0] > 0 if self.binary else logits.argmax(0)
-        return labels.cpu().numpy().astype(np.uint8 if self.classes.void == 255 else np.int32)
 
 
 def full_size(

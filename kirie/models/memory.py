@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from kirie.models.contract import SegmentationModel
 
 PROBE = 256  # pixels a side of the picture by which a model is measured
 UNKNOWN = 2048  # bytes for each pixel, of a network that another program runs
+# Files of a control group: the limit, what is used, and the part of it that is given back when memory is short.
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2 = ("memory.max", "memory.current", "inactive_file")
 AT_ONCE = 3  # so many times what its hungriest layer takes and gives is alive at once, skips and copies included
 
 
@@ -43,9 +48,35 @@ def bytes_per_pixel(model: SegmentationModel) -> float:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes of a device's memory that nothing uses at the moment."""
+    """Bytes of a device's memory that nothing uses at the moment, within what a container or a batch system allows."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    return min([_of_machine(), *_of_groups(Path("/"))])
+
+
+def _of_groups(root: Path) -> Iterator[int]:
+    """Bytes that are left in each of the control groups of this process which has a limit; of Linux, at `root`."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        home = root / "sys/fs/cgroup" / ("memory" if kinds else "")
+        most, held, cache = _V1 if kinds else _V2
+        place = home / path.lstrip("/")
+        for group in (place, *place.parents):
+            with suppress(OSError, ValueError):  # without a limit there is no file, or no number in it
+                limit, used = (int((group / name).read_text(encoding="ascii")) for name in (most, held))
+                stat = dict(entry.split() for entry in (group / "memory.stat").read_text(encoding="ascii").splitlines())
+                yield max(0, limit - used + int(stat.get(cache, 0)))
+            if group == home:
+                break
+
+
+def _of_machine() -> int:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

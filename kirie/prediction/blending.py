@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -153,6 +154,7 @@ def _shared(spans: tuple[Span, ...], index: int) -> int:
     return spans[index].stop - spans[index + 1].start if index + 1 < len(spans) else 0
 
 
+@lru_cache(maxsize=8)
 def _weights(side: int, shared: int) -> Tensor:
     """The weight of each pixel along a side: 1 where no other window need be, less towards both ends."""
     place = torch.arange(side, dtype=torch.float32) + 0.5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -60,10 +59,6 @@ class Grid:
 
     def __len__(self) -> int:
         return len(self.rows) * len(self.columns)
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """The row and column of each window, row by row."""
-        return ((row, column) for row in range(len(self.rows)) for column in range(len(self.columns)))
 
 
 def check_tile(tile: int, overlap: int) -> None:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from faster_coco_eval.core import mask as coco_mask
 
 from kirie.classes import Classes
-from kirie.errors import KirieError
 from kirie.masks import Crop, Masks
 from kirie.prediction.grid import Grid
 from kirie.results import Instances
@@ -73,18 +72,10 @@ class Stitcher:
     """Takes the objects of windows, row by row, and gives those that are complete.
 
     Args:
-        grid: the windows.
-
-    Raises:
-        KirieError: when windows share too little for objects to be told again.
+        grid: the windows, which share at least `LEAST_OVERLAP` pixels.
     """
 
     def __init__(self, grid: Grid) -> None:
-        if len(grid) > 1 and grid.shared < LEAST_OVERLAP:
-            raise KirieError(
-                f"Objects that an edge of a tile cuts are told again by what tiles share: at least {LEAST_OVERLAP} "
-                f"pixels, got {grid.shared}. Let tiles overlap more."
-            )
         self._grid, self._reach = grid, grid.shared // 4
         self._above: list[list[_Piece]] = [[] for _ in grid.columns]
         self._row: list[list[_Piece]] = []

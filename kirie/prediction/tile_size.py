@@ -44,6 +44,9 @@ class TileSize:
         side: pixels of a tile's side; None for what is found out.
         overlap: pixels that tiles share; None for a quarter of a tile, at most 128.
 
+    Attributes:
+        asked_overlap: the overlap as given.
+
     Raises:
         KirieError: when the side or the overlap is out of range.
     """
@@ -52,7 +55,7 @@ class TileSize:
         self, models: Sequence[SegmentationModel], side: int | None = None, overlap: int | None = None
     ) -> None:
         self._models = [model.semantic if isinstance(model, RegionObjects) else model for model in models]
-        self._side, self._overlap = side, overlap
+        self._side, self.asked_overlap = side, overlap
         if overlap is not None and (type(overlap) is not int or overlap < 0):
             raise KirieError(f"Tiles share a whole number of pixels from 0 on, got {overlap!r:.60}.")
         if side is not None:
@@ -88,7 +91,7 @@ class TileSize:
     @property
     def overlap(self) -> int:
         """Pixels that tiles share, at least."""
-        return usual_overlap(self.side) if self._overlap is None else self._overlap
+        return usual_overlap(self.side) if self.asked_overlap is None else self.asked_overlap
 
     def takes_apart(self, size: tuple[int, int]) -> bool:
         """Whether a picture (H, W) that is in memory is looked at in tiles."""

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kirie.cleanup import CleanupSettings, clean
+from kirie.errors import KirieError
 from kirie.masks import Masks
 from kirie.prediction.grid import Grid
 from kirie.prediction.pictures import Picture
 from kirie.prediction.predictor import Answering, Predicts, in_batches
-from kirie.prediction.stitching import instances
+from kirie.prediction.stitching import LEAST_OVERLAP, instances
 from kirie.prediction.sweep import Sweep
 from kirie.prediction.tile_size import TileSize
 from kirie.reading.windows import in_memory
@@ -39,6 +40,9 @@ class Tiled:
 
     Attributes:
         windows, tiles, cleanup, stuff_area: as above.
+
+    Raises:
+        KirieError: when windows are to share too little for objects to be told again.
     """
 
     def __init__(
@@ -50,6 +54,11 @@ class Tiled:
         cleanup: CleanupSettings | None = None,
         stuff_area: int = 0,
     ) -> None:
+        if whole.model.task != "semantic" and tiles.asked_overlap is not None and tiles.asked_overlap < LEAST_OVERLAP:
+            raise KirieError(
+                f"Objects that an edge of a tile cuts are told again by what tiles share: at least {LEAST_OVERLAP} "
+                f"pixels, got {tiles.asked_overlap}. Let tiles overlap more."
+            )
         self._whole, self.windows, self.tiles = whole, windows, tiles
         self.cleanup, self.stuff_area = cleanup, stuff_area
 
@@ -72,7 +81,7 @@ class Tiled:
         """One result per picture (H, W, C) uint8, in their order and at their size.
 
         Raises:
-            KirieError: as a `Predictor`, and when tiles share too little for objects to be stitched.
+            KirieError: as a `Predictor`.
         """
         results: list[Any] = []
         for apart, group in groupby(pictures, lambda picture: self.tiles.takes_apart(picture.shape[:2])):

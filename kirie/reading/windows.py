@@ -29,6 +29,7 @@ from kirie.reading.remote import Url
 
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 SAMPLE = 2**24  # numbers of other than 8 and 16 bits by which a picture is stretched
+PIECE = 2**26  # numbers in a packed strip or tile, which is unpacked whole, up to which one is read for its parts
 ROWS = 512  # that are read at a time
 BLOCK = 64  # pixels of a side, where not all of them can be
 
@@ -161,18 +162,19 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
         return
     facts = image_facts(path, in_parts=True)
     tags: tuple[Tag, ...] = ()
+    why: str | None = f"a {facts.format}"
     if facts.format == "TIFF":
         with ExitStack() as stack:
             with decoding(path):
                 tiff = stack.enter_context(tifffile.TiffFile(path))
                 tags = _geo_tags(tiff)
-                picture = _tiff_picture(path, tiff, channels) if facts.orientation == 1 and _is_plain(tiff) else None
+                why = _why_whole(tiff, facts.orientation)
+                picture = _tiff_picture(path, tiff, channels) if why is None else None
             if picture is not None:
                 yield picture
                 return
     height, width = facts.size
     if height * width > MAX_PIXELS:
-        why = "a TIFF of turned or other than grey or RGB pixels" if facts.format == "TIFF" else f"a {facts.format}"
         raise KirieError(
             f"{path} has {height:,} x {width:,} pixels and is {why}, which can only be read whole: save it as an "
             "upright, tiled TIFF of grey or RGB or as Zarr."
@@ -184,12 +186,21 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
     )
 
 
-def _is_plain(tiff: tifffile.TiffFile) -> bool:
-    """Whether the numbers in a TIFF are what is seen: grey or RGB, as they are or out of a JPEG."""
+def _why_whole(tiff: tifffile.TiffFile, orientation: int) -> str | None:
+    """What keeps parts of a TIFF from being read by themselves, in words; None for nothing."""
     page = tiff.series[0].keyframe
+    if orientation != 1 or not _is_plain(page):
+        return "a TIFF of turned or other than grey or RGB pixels"
+    if page.compression != tifffile.COMPRESSION.NONE and int(np.prod(page.chunks)) > PIECE:
+        return f"a TIFF packed in pieces of {' x '.join(map(str, page.chunks[:2]))} pixels"
+    return None
+
+
+def _is_plain(page: Any) -> bool:
+    """Whether the numbers in a TIFF are what is seen: grey or RGB, as they are or out of a JPEG."""
     kinds = tifffile.PHOTOMETRIC
     if page.photometric == kinds.YCBCR:
-        return page.compression == tifffile.COMPRESSION.JPEG
+        return bool(page.compression == tifffile.COMPRESSION.JPEG)
     alpha = page.photometric == kinds.MINISBLACK and any(int(extra) for extra in page.extrasamples)
     return page.photometric in (kinds.MINISBLACK, kinds.RGB) and not alpha
 

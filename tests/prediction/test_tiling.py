@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from finder import CLASSES as THINGS
 from finder import Finder, areas_picture
 from scipy import ndimage
@@ -14,6 +15,7 @@ from kirie.classes import Classes
 from kirie.cleanup import CleanupSettings, RegionRules
 from kirie.errors import KirieError
 from kirie.models.contract import InputFacts
+from kirie.models.memory import _of_groups, free_memory
 from kirie.models.unet import UNet
 from kirie.prediction.grid import Grid
 from kirie.prediction.panoptic_pair import PanopticPair, shown_pair
@@ -169,7 +171,7 @@ def test_an_object_that_only_one_of_two_windows_sees_stays_whole():
 
 def test_tiles_that_share_too_little_for_objects_are_refused():
     with pytest.raises(KirieError, match="at least 16"):
-        tiled(Finder(), overlap=0)([areas_picture((128, 64))])
+        tiled(Finder(), overlap=0)
 
 
 # Panoptic maps
@@ -243,6 +245,35 @@ def test_a_tile_is_as_large_as_the_training_and_the_memory_allow(monkeypatch):
     model.inputs = InputFacts(short_side=800, long_side=1333)
     assert TileSize([model]).side == 800 and not TileSize([model]).takes_apart((6000, 6000))
     assert TileSize([model], 64).takes_apart((65, 10)) and not TileSize([model], 64).takes_apart((64, 64))
+
+
+@pytest.mark.parametrize(
+    ("line", "home", "names"),
+    [
+        ("0::/jobs/one", "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")),
+        (
+            "9:cpu,memory:/jobs/one",
+            "sys/fs/cgroup/memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ),
+    ],
+)
+def test_what_a_container_allows(tmp_path, line, home, names):
+    def group(path, limit, used, cache):
+        folder = tmp_path / home / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in zip((*names[:2], "memory.stat"), (limit, used, f"anon 5\n{names[2]} {cache}"), strict=True):
+            (folder / name).write_text(f"{text}\n")
+
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"3:pids:/other\n{line}\n")
+    assert list(_of_groups(tmp_path)) == [] == list(_of_groups(tmp_path / "no Linux"))
+    group("jobs/one", "max", 300, 0)
+    group("jobs", 1000, 700, 50)
+    assert list(_of_groups(tmp_path)) == [350]
+    group("", 900, 950, 10)
+    assert list(_of_groups(tmp_path)) == [350, 0]
+    assert 0 < free_memory(torch.device("cpu")) < 2**50
 
 
 def test_one_picture_in_python_and_words_for_tiles():

@@ -173,9 +173,24 @@ def test_what_cannot_be_read_in_parts_is_told(tmp_path, monkeypatch):
     Image.fromarray(noise()).save(tmp_path / "a.png")
     with pytest.raises(KirieError, match="tiled TIFF"), open_large(tmp_path / "a.png"):
         pass
+    monkeypatch.setattr("kirie.reading.windows.PIECE", 1000)
+    whole = {"compression": "zlib", "rowsperstrip": len(noise()), "photometric": "rgb"}
+    tifffile.imwrite(tmp_path / "one.tif", noise(), **whole)
+    with pytest.raises(KirieError, match=r"packed in pieces of \d+ x \d+ pixels.*tiled TIFF"):
+        open_large(tmp_path / "one.tif").__enter__()
+    monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "zarr", None)
     with pytest.raises(KirieError, match=r"kirie\[large\]"), open_large(path):
         pass
+
+
+def test_a_tiff_packed_in_one_piece_is_unpacked_once(tmp_path, monkeypatch):
+    pixels = noise()
+    tifffile.imwrite(tmp_path / "a.tif", pixels, compression="zlib", rowsperstrip=len(pixels), photometric="rgb")
+    monkeypatch.setattr("kirie.reading.windows.PIECE", 1000)
+    with open_large(tmp_path / "a.tif") as picture:
+        (tmp_path / "a.tif").unlink()
+        assert np.array_equal(picture.read(3, 20, 5, 30), pixels[3:20, 5:30])
 
 
 @pytest.mark.parametrize("options", [{"tile": (32, 32), "compression": "zlib"}, {}], ids=["tiles", "stored"])

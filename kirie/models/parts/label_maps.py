@@ -2,53 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-PIXELS = 1 << 14  # whose logits are computed at once
+FEW = 4  # classes in question; cells with more are compared by themselves
+CELLS = 1 << 11  # that are looked at at once, all classes of them
+PIXELS = 1 << 16  # likewise, the classes in question
 
 
 def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     """The class with the largest logit at each pixel of a picture, as of logits resized bilinearly to its size.
 
-    Between four neighbours whose largest class is the same, no other lies above it: weighted means keep the order. So
-    logits are computed only at pixels where neighbours disagree, which are those along the borders of what was found.
+    Each pixel lies in a cell between four neighbours, whose weighted mean it is. Where their largest class is the same,
+    no other can lie above it. In other cells, along the borders of what was found, those classes are in question whose
+    largest value is not below the smallest one of another class: few, however many classes there are.
 
     Args:
-        logits: (K, h, w), covering the picture exactly; channels last in memory is fastest.
+        logits: (K, h, w), finite, covering the picture exactly; channels last in memory is fastest.
         size: (H, W) of the picture.
 
     Returns:
         (H, W) int64.
     """
-    classes, height, width = logits.shape
-    top, bottom, down = _neighbours(height, int(size[0]), logits.device)
-    left, right, across = _neighbours(width, int(size[1]), logits.device)
-    flat = logits.permute(1, 2, 0).reshape(height * width, classes)
-    near = flat.argmax(1).reshape(height, width)
-    below = torch.cat([near[1:], near[-1:]])
-    same = near == below
-    alike = same & _to_the_right(same) & (near == _to_the_right(near))
-    labels = near[top][:, left]
-    rows, columns = (~alike)[top][:, left].nonzero(as_tuple=True)
-    for y, x in zip(torch.split(rows, PIXELS), torch.split(columns, PIXELS), strict=True):
-        upper, lower = (
-            torch.lerp(flat[row * width + left[x]], flat[row * width + right[x]], across[x, None])
-            for row in (top[y], bottom[y])
-        )
-        labels[y, x] = torch.lerp(upper, lower, down[y, None]).argmax(1)
+    height, width = logits.shape[1:]
+    top, down = _cells_along(height, int(size[0]), logits.device)
+    left, across = _cells_along(width, int(size[1]), logits.device)
+    rows = logits.permute(1, 2, 0)
+    rows = torch.cat([rows, rows[-1:]])  # the last row and column have themselves as neighbours
+    pixels = torch.cat([rows, rows[:, -1:]], 1)
+    near = pixels.argmax(2)
+    first = near[:-1, :-1]
+    alike = (first == near[:-1, 1:]) & (first == near[1:, :-1]) & (first == near[1:, 1:])
+    labels = first.index_select(1, left).index_select(0, top)
+    cells = (~alike).flatten().nonzero()[:, 0]
+    numbers = cells.new_full((height * width,), -1)
+    numbers[cells] = torch.arange(len(cells), device=cells.device)
+    number = numbers.reshape(height, width).index_select(1, left).index_select(0, top)
+    rows, columns = (number >= 0).nonzero(as_tuple=True)
+    own = number[rows, columns]
+    for slots, values, names in _in_question(pixels, cells):
+        slot = slots[own]
+        for part in torch.split((slot >= 0).nonzero()[:, 0], PIXELS):
+            y, x, here = rows[part], columns[part], slot[part]
+            a, b, c, d = values.index_select(0, here).unbind(1)
+            upper, lower = torch.lerp(a, b, across[x, None]), torch.lerp(c, d, across[x, None])
+            labels[y, x] = names[here, torch.lerp(upper, lower, down[y, None]).argmax(1)]
     return labels
 
 
-def _neighbours(length: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """For each of the wanted places along a side the two it lies between, and how near it is to the second."""
+def _in_question(pixels: Tensor, cells: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Groups of cells, with the classes that may be the largest there and their logits.
+
+    Args:
+        pixels: (h + 1, w + 1, K) logits.
+        cells: which of the h * w between their neighbours.
+
+    Yields:
+        the place of each cell in the group or -1, the logits (N, 4, k) of the neighbours of those in it, the upper
+        ones first, and the classes (N, k), in rising order; the first one again where there are fewer than k.
+    """
+    width = pixels.shape[1] - 1
+    flat = pixels.flatten(0, 1)
+    upper = cells + cells // width  # each row has one more neighbour than cells
+    corners = torch.stack([upper, upper + 1, upper + width + 1, upper + width + 2], 1)
+    found = [cells.new_empty(0, 2)]
+    for start, part in zip(range(0, len(cells), CELLS), torch.split(corners, CELLS), strict=False):
+        values = flat.index_select(0, part.flatten()).reshape(-1, 4, flat.shape[1])
+        possible = values.amax(1) >= values.amin(1).amax(1, keepdim=True)
+        found.append(possible.nonzero().add_(cells.new_tensor([start, 0])))
+    cell, name = torch.cat(found).unbind(1)
+    counts = torch.bincount(cell, minlength=len(cells))
+    firsts = counts.cumsum(0) - counts
+    place = torch.arange(len(cell), device=cell.device) - firsts[cell]
+    for some in (counts <= FEW, counts > FEW):
+        if not bool(some.any()):
+            continue
+        names = name[firsts[some], None].repeat(1, int(counts[some].max()))
+        slots = (some.cumsum(0) - 1).where(some, -1)
+        slot = slots[cell]
+        mine = slot >= 0
+        names[slot[mine], place[mine]] = name[mine]
+        yield slots, flat[corners[some][:, :, None], names[:, None]], names
+
+
+def _cells_along(length: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each of the wanted places along a side the neighbour before it, and how near it is to the one behind it."""
     places = torch.arange(wanted, dtype=torch.float64, device=device)
     places = ((places + 0.5) * (length / wanted) - 0.5).clamp(min=0)
     first = places.long().clamp(max=length - 1)
-    return first, (first + 1).clamp(max=length - 1), (places - first).float()
-
-
-def _to_the_right(x: Tensor) -> Tensor:
-    return torch.cat([x[:, 1:], x[:, -1:]], 1)
+    return first, (places - first).float()

@@ -29,6 +29,7 @@ from kirie.models.file import card_of, described, load, model_path, outline, rea
 from kirie.prediction.evaluate import folder_settings, measure, open_for
 from kirie.prediction.pictures import Picture, as_picture
 from kirie.prediction.predictor import Predictor
+from kirie.runtimes import runtime_of
 from kirie.runtimes.exported import with_graphs
 from kirie.runtimes.record import PRECISIONS, Export, default_name, digest_of, note_of
 
@@ -85,6 +86,8 @@ def export_model(
     """
     form = _form(to, precision, data, max_loss)
     path = model_path(model)
+    if runtime_of(path) is not None:
+        raise KirieError(f"{path} is an export already: give the model file that it was made from.")
     place = path.with_name(default_name(path.stem, precision) + form.ending) if out is None else Path(out)
     _check_place(place, to, form.ending, overwrite=overwrite)
     original = load(path)

@@ -22,6 +22,7 @@ from kirie.prediction.predicted import LargePredicted, Predicted
 from kirie.prediction.predictor import Predicts, in_batches, read_ahead
 from kirie.prediction.tiling import Tiled
 from kirie.reading.images import read_image
+from kirie.reading.windows import is_zarr
 
 
 class Order(NamedTuple):
@@ -122,6 +123,8 @@ class _Task:
         try:
             if isinstance(self.predictor, Tiled) and is_large(file.path):
                 return state, None
+            if is_zarr(file.path):
+                raise KirieError(f"{file.path} is a Zarr store, which is read in tiles only: leave --tile none out.")
             return state, read_image(file.path, self.predictor.model.in_channels)
         except KirieError as error:
             return state, error

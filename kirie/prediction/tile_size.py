@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
+
+import numpy as np
 
 from kirie.errors import KirieError
 from kirie.models.contract import SegmentationModel
@@ -76,7 +79,7 @@ class TileSize:
             raise KirieError(f"Tiles share {overlap} pixels, but there are to be none: choose a tile too.")
         if isinstance(tile, str) and tile != "auto":
             raise KirieError(f'A tile is "auto", None or the pixels of a side, got {tile!r:.60}.')
-        return cls(models, None if isinstance(tile, str) else tile, overlap)
+        return cls(models, None if isinstance(tile, str) else _plain(tile), _plain(overlap))
 
     @property
     def asked(self) -> bool:
@@ -115,6 +118,11 @@ class TileSize:
         while side > SMALLEST and side * side * need > room and not fixed:
             side = max(SMALLEST, side // 2)
         return side, 2**62 if fixed else int(room / need)
+
+
+def _plain(number: Any) -> Any:
+    """A whole number of NumPy as one of Python; anything else as it is."""
+    return int(number) if isinstance(number, np.integer) else number
 
 
 def usual_overlap(side: int) -> int:

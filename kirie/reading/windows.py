@@ -269,22 +269,39 @@ def _zarr_picture(path: Path, channels: int) -> LargePicture:
             array = found
             names = getattr(array.metadata, "dimension_names", None)
         else:
-            attributes = dict(found.attrs)
-            scales = attributes.get("ome", attributes).get("multiscales")
-            if not scales:
-                raise KirieError(
-                    f"{path} is a Zarr group without OME's `multiscales`; give the path of an array in it."
-                )
-            array = found[scales[0]["datasets"][0]["path"]]
-            names = [axis["name"] if isinstance(axis, dict) else axis for axis in scales[0].get("axes", "tczyx")]
+            array, names = _finest(path, found)
         axes = _axes(path, array.shape, names)
         read = _by_axes(array, axes)
+    if array.dtype.kind not in "buif" or 0 in array.shape:
+        raise KirieError(
+            f"{path} holds an array of {array.dtype} and the shape {array.shape}; expected whole or real numbers, and "
+            "at least one pixel."
+        )
     shape = dict(zip(axes, array.shape, strict=True))
     stack = int(np.prod([length for axis, length in shape.items() if axis not in "YXC"], initial=1))
     if stack > 1:
         raise KirieError(f"{path} is a stack of {stack} pictures (axes {axes}, shape {array.shape}); give one of them.")
-    is_color = shape.get("C") == 3
+    count = int(shape.get("C", 1))
+    is_color = count == 3
+    with_channels(path, np.zeros((1, 1, count), np.uint8), channels, is_color)  # told now, not for each tile
     return LargePicture(path, (shape["Y"], shape["X"]), channels, array.dtype, is_color, read)
+
+
+def _finest(path: Path, group: Any) -> tuple[Any, list[Any]]:
+    """The array of the finest level of an OME-Zarr group, and the names of its axes."""
+    attributes = dict(group.attrs)
+    if "multiscales" not in attributes and "ome" not in attributes:
+        raise KirieError(f"{path} is a Zarr group without OME's `multiscales`; give the path of an array in it.")
+    try:
+        scales = attributes.get("ome", attributes)["multiscales"][0]
+        array = group[scales["datasets"][0]["path"]]
+        names = [axis["name"] if isinstance(axis, dict) else axis for axis in scales.get("axes", "tczyx")]
+        return array, names if array.shape else []
+    except (LookupError, TypeError, AttributeError) as error:
+        raise KirieError(
+            f"{path} has OME metadata that lead to no array: expected `multiscales` with the `path` of an array as its "
+            "first of `datasets`. Give the path of an array in it."
+        ) from error
 
 
 def _axes(path: Path, shape: tuple[int, ...], names: Any) -> str:

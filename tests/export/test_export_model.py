@@ -149,6 +149,11 @@ def test_a_stranger_s_file_is_told(tmp_path):
         kirie.load(tmp_path / "other.onnx")
 
 
+def test_an_exported_model_is_not_exported_again(run):
+    with pytest.raises(KirieError, match="is an export already"):
+        export_model(next(run.glob("*.onnx")))
+
+
 def test_an_exported_model_is_not_saved_or_read_as_a_program(run, tmp_path):
     with pytest.raises(KirieError, match="has no weights to save"):
         save(kirie.load(run / "model.onnx"), tmp_path / "model.safetensors")

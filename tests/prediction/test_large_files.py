@@ -496,3 +496,9 @@ def test_progress_is_told_row_by_row(monkeypatch):
     monkeypatch.setattr("kirie.progress.Bar.tell", lambda self, text: words.append(text))
     run(colour_unet(), ["a.tif"], ["labels"])
     assert words[0] == "a.tif: 1 of 6 rows of tiles" and words[-1] == ""
+
+
+def test_a_zarr_store_needs_tiles():
+    zarr.create_array("a.zarr", shape=(9, 9, 3), dtype="uint8")
+    (outcome,) = predict_files(Predictor(colour_unet(), device="cpu"), ["a.zarr"], "out", kinds=["labels"])
+    assert outcome.error == "a.zarr is a Zarr store, which is read in tiles only: leave --tile none out."

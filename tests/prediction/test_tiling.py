@@ -280,7 +280,7 @@ def test_one_picture_in_python_and_words_for_tiles():
     picture = painted(blobs((90, 140), seed=8), 8)
     model = colour_unet()
     whole = kirie.predict(model, picture)
-    assert np.array_equal(kirie.predict(model, picture, tile=64, tile_overlap=8).labels, whole.labels)
+    assert np.array_equal(kirie.predict(model, picture, tile=np.int64(64), tile_overlap=8).labels, whole.labels)
     assert np.array_equal(kirie.predict(model, picture, tile=None).labels, whole.labels)
     assert (parse_tile(" Auto "), parse_tile("none"), parse_tile("512")) == ("auto", None, 512)
     for text in ("-3", "1.5", "", "big"):

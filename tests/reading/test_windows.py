@@ -184,6 +184,37 @@ def test_what_cannot_be_read_in_parts_is_told(tmp_path, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"ome": "x"}, {"multiscales": "abc"}, {"multiscales": [{}]}, {"multiscales": []}, {"ome": {"plate": {}}},
+        {"multiscales": [{"datasets": [{"path": "gone"}]}]}, {"multiscales": [{"datasets": [{"path": "group"}]}]},
+    ],
+)  # fmt: skip
+def test_ome_metadata_that_lead_nowhere(tmp_path, attributes):
+    group = zarr.create_group(tmp_path / "a.zarr", attributes=attributes)
+    group.create_group("group")
+    with (
+        pytest.raises(KirieError, match=r"a\.zarr has OME metadata that lead to no"),
+        open_large(tmp_path / "a.zarr"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "told"),
+    [
+        ((9, 9), "complex64", "whole or real numbers"), ((9, 9), "<U4", "whole or real numbers"),
+        ((0, 9), "uint8", "at least one pixel"), ((9, 9, 4), "uint8", "has 4 channels but 3"),
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*zarr.*")
+def test_zarr_arrays_that_are_no_pictures(tmp_path, shape, kind, told):
+    zarr.create_array(tmp_path / "a.zarr", shape=shape, dtype=kind)
+    with pytest.raises(KirieError, match=rf"a\.zarr .*{told}"), open_large(tmp_path / "a.zarr"):
+        pass
+
+
 def test_a_tiff_packed_in_one_piece_is_unpacked_once(tmp_path, monkeypatch):
     pixels = noise()
     tifffile.imwrite(tmp_path / "a.tif", pixels, compression="zlib", rowsperstrip=len(pixels), photometric="rgb")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,12 @@ from kirie.runtimes.graph import Array
 
 CALIBRATED = 48  # pictures that are looked at
 ROWS = 64  # regions of a picture that calibrate a head, at the most
+
+# What multiplies by weights, as ONNX and OpenVINO call it.
+LAYERS = {
+    "Conv", "ConvTranspose", "MatMul", "Gemm",
+    "Convolution", "GroupConvolution", "ConvolutionBackpropData", "GroupConvolutionBackpropData",
+}  # fmt: skip
 
 Inputs = list[tuple[Array, ...]]
 
@@ -55,7 +61,10 @@ def calibration(model: SegmentationModel, dataset: Dataset, names: Sequence[str]
 
 
 def quantised(graph: Any, inputs: Inputs, names: Sequence[str]) -> Any:
-    """A graph whose convolutions and matrix products compute in 8 bits.
+    """A graph whose convolutions and matrix products compute in 8 bits, and what follows them where it can.
+
+    What is done to pictures before the first of them stays as it was: of a mean and a deviation that were taken in
+    8 bits little would be left.
 
     Args:
         graph: of OpenVINO or of ONNX.
@@ -73,7 +82,29 @@ def quantised(graph: Any, inputs: Inputs, names: Sequence[str]) -> Any:
         raise KirieError("The model finds no object in these pictures, so that its heads cannot be calibrated.")
     logging.getLogger("nncf").setLevel(logging.ERROR)
     rows = [dict(zip(names, row, strict=True)) for row in inputs]
-    return nncf.quantize(graph, nncf.Dataset(rows), subset_size=len(rows))
+    kept = nncf.IgnoredScope(names=list(_before_layers(graph)), validate=False)
+    return nncf.quantize(graph, nncf.Dataset(rows), subset_size=len(rows), ignored_scope=kept)
+
+
+def _before_layers(graph: Any) -> Iterator[str]:
+    """The names of the nodes of a graph to which no layer leads."""
+    behind: set[str] = set()
+    for name, kind, sources, results in _nodes(graph):
+        if kind in LAYERS or not behind.isdisjoint(sources):
+            behind.update(results)
+        else:
+            yield name
+
+
+def _nodes(graph: Any) -> Iterator[tuple[str, str, Sequence[str], Sequence[str]]]:
+    """Name, kind, inputs and outputs of the nodes of an ONNX or OpenVINO graph, each behind those that lead to it."""
+    if hasattr(graph, "get_ordered_ops"):
+        for node in graph.get_ordered_ops():
+            sources = [each.get_source_output().get_node().get_friendly_name() for each in node.inputs()]
+            yield node.get_friendly_name(), node.get_type_name(), sources, [node.get_friendly_name()]
+        return
+    for node in graph.graph.node:
+        yield node.name, node.op_type, node.input, node.output
 
 
 def halve_weights(path: Path) -> None:

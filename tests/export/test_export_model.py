@@ -185,6 +185,12 @@ def test_smaller_numbers_are_accepted_by_the_data(to, precision, model, data):
     assert kirie.evaluate(found, data).score == pytest.approx(done.scores[1])
 
 
+@pytest.mark.parametrize("to", ["onnx", "openvino"])
+def test_pictures_are_standardised_in_full_in_8_bits_too(to, data, tmp_path):
+    path = save(random_unet(standardise=True), tmp_path / "model.safetensors")
+    assert export_model(path, to=to, precision="int8", data=data, max_loss=1.0).proof.equal > 0.9
+
+
 def test_what_costs_too_much_is_refused(tmp_path, data, monkeypatch):
     path = save(random_unet(), tmp_path / "model.safetensors")
     scores = iter((0.9, 0.8))

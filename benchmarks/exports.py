@@ -28,9 +28,11 @@ from kirie.models.file import save
 from kirie.runtimes import RUNTIMES
 
 SIZES = ((512, 512), (301, 447), (200, 333))
-SURE = {  # untrained models find hundreds of objects: the surest few are compared
+# Untrained models find hundreds of objects, in the flat parts of a picture many of one score, between which rounding
+# decides; the surest few are compared.
+SURE = {
     "mask_rcnn": {"score_threshold": 0.3}, "yolact": {"input_size": 544, "score_threshold": 0.3},
-    "solov2": {"score_threshold": 0.3}, "panoptic_fpn": {"score": 0.3, "stuff_area": 64},
+    "solov2": {"score_threshold": 0.8}, "panoptic_fpn": {"score": 0.3, "stuff_area": 64},
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from scipy import ndimage
 from kirie import boxes as box_maths
 from kirie.errors import KirieError
 from kirie.outlines import Ring, outlines
+from kirie.run_lengths import as_bytes, compressed, lengths_of, packed, runs_of, union
 
 Mask = npt.NDArray[np.bool_]
 
@@ -126,7 +127,7 @@ class Masks:
                 items.append(_EMPTY)
                 continue
             parts: Any = coco_mask.frPyObjects(kept, size[0], size[1])
-            items.append(_as_bytes(coco_mask.merge(parts)["counts"]))
+            items.append(union([as_bytes(part["counts"]) for part in parts], size))
         return cls(size, tuple(items))
 
     def __len__(self) -> int:
@@ -168,7 +169,7 @@ class Masks:
 
     def areas(self) -> npt.NDArray[np.int64]:
         """Pixels of each mask, (N,) int64."""
-        areas = [i.bits.sum() if isinstance(i, Crop) else _counts(i)[1::2].sum() for i in self.items]
+        areas = [i.bits.sum() if isinstance(i, Crop) else lengths_of(i)[1::2].sum() for i in self.items]
         return np.array(areas, np.int64)
 
     def boxes(self) -> box_maths.Boxes:
@@ -273,7 +274,7 @@ def _box(item: Crop | bytes, height: int) -> tuple[int, int, int, int] | None:
     if isinstance(item, Crop):
         box = box_maths.of_mask(item.bits)
         return box and (box[0] + item.left, box[1] + item.top, box[2] + item.left, box[3] + item.top)
-    starts, ends = _runs(item)
+    starts, ends = runs_of(item)
     if not len(starts):
         return None
     first, last = starts // height, (ends - 1) // height  # columns
@@ -295,7 +296,7 @@ def _decode(counts: bytes, size: tuple[int, int]) -> Crop:
     if box is None:
         return _EMPTY
     left, top, right, bottom = box
-    starts, ends = _runs(counts)
+    starts, ends = runs_of(counts)
     edges = np.stack([starts, ends], 1).ravel() - left * size[0]
     lengths = np.diff(edges, prepend=0, append=(right - left) * size[0])
     columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(right - left, size[0])
@@ -304,7 +305,7 @@ def _decode(counts: bytes, size: tuple[int, int]) -> Crop:
 
 def _decode_rows(counts: bytes, size: tuple[int, int], top: int, bottom: int) -> Crop:
     """The part of a mask in the rows from `top` up to `bottom`, without making the rest."""
-    starts, ends = _runs(counts)
+    starts, ends = runs_of(counts)
     first = starts // size[0]
     columns = (ends - 1) // size[0] - first + 1  # a run may go on in the next ones
     column = np.repeat(first - np.cumsum(columns) + columns, columns) + np.arange(columns.sum())
@@ -328,7 +329,7 @@ def _rows(crop: Crop, top: int, bottom: int) -> Crop:
 
 def _encode(crop: Crop, size: tuple[int, int]) -> bytes:
     """Run lengths of a crop placed in its picture, without making the picture."""
-    height, width = size
+    height = size[0]
     h, w = crop.bits.shape
     columns = np.zeros((w, h + 1), bool)  # each ends with a zero, so that no run goes on in the next
     columns[:, :h] = crop.bits.T
@@ -337,37 +338,7 @@ def _encode(crop: Crop, size: tuple[int, int]) -> bytes:
     # A run that ends at the bottom edge and one that starts at the top of the next column are one run.
     same = np.flatnonzero(edges[1:] == edges[:-1])
     edges = np.delete(edges, np.concatenate([same, same + 1]))
-    if len(edges) and edges[-1] == height * width:
-        edges = edges[:-1]
-    return _compress_counts(np.diff(edges, prepend=0, append=height * width).tolist(), size)
-
-
-def _runs(counts: bytes) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Where the runs of ones start and end, column by column through the picture; runs of no length are left out."""
-    lengths = _counts(counts)
-    ends = np.cumsum(lengths)[1::2]
-    starts = ends - lengths[1::2]
-    there = ends > starts
-    return starts[there], ends[there]
-
-
-def _counts(packed: bytes) -> npt.NDArray[np.int64]:
-    """The lengths in COCO's compressed string: 5 bits a character, lowest first, each but three as a difference.
-
-    Raises:
-        KirieError: when the bytes are no such string.
-    """
-    digits = np.frombuffer(packed, np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero((digits & 32) == 0)  # bit 5 says that the number goes on
-    width = np.diff(last, prepend=-1)
-    if not len(last) or last[-1] != len(digits) - 1 or digits.min() < 0 or digits.max() > 63 or width.max() > 7:
-        raise KirieError(f"Not COCO run lengths: {packed[:40]!r}. Write the mask again with a COCO tool.")
-    place = np.arange(len(digits)) - np.repeat(last - width + 1, width)
-    values = np.add.reduceat((digits & 31) << (5 * place), last - width + 1)
-    values -= np.where(digits[last] & 16, 1 << (5 * width), 0)  # bit 4 of the last character is the sign
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    return values
+    return packed(edges, size)
 
 
 def _compressed(rle: dict[str, Any], size: tuple[int, int]) -> bytes:
@@ -381,27 +352,18 @@ def _compressed(rle: dict[str, Any], size: tuple[int, int]) -> bytes:
     if isinstance(counts, list):
         lengths = _whole_numbers(counts)
     elif isinstance(counts, bytes) or (isinstance(counts, str) and counts.isascii()):
-        lengths = _counts(_as_bytes(counts))
+        lengths = lengths_of(as_bytes(counts))
     else:
         raise KirieError(f"Run lengths are a list of whole numbers or COCO's string, got {str(counts)[:40]!r}.")
     if (lengths < 0).any() or (lengths > height * width).any() or lengths.sum() != height * width:
         raise KirieError(f"Run lengths must be 0 or more and add up to {height} x {width} pixels; these do not.")
-    return _compress_counts(lengths.tolist(), size) if isinstance(counts, list) else _as_bytes(counts)
+    return compressed(lengths.tolist(), size) if isinstance(counts, list) else as_bytes(counts)
 
 
 def _whole_numbers(counts: list[Any]) -> npt.NDArray[np.int64]:
     if not counts or not all(type(c) is int and 0 <= c <= MAX_PIXELS for c in counts):
         raise KirieError("Run lengths must be a list of whole numbers, none below 0, that add up to the picture.")
     return np.array(counts, np.int64)
-
-
-def _compress_counts(counts: list[int], size: tuple[int, int]) -> bytes:
-    rle: Any = coco_mask.frPyObjects({"size": list(size), "counts": counts}, size[0], size[1])
-    return _as_bytes(rle["counts"])
-
-
-def _as_bytes(counts: str | bytes) -> bytes:
-    return counts.encode("ascii") if isinstance(counts, str) else counts
 
 
 def _ring(ring: Sequence[float], size: tuple[int, int]) -> list[float]:

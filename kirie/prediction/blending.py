@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from kirie.classes import Classes
+from kirie.models.parts.label_maps import largest
 from kirie.prediction.grid import Grid, Span
 
 SPREAD = 1 / 6  # of the weights' standard deviation to what windows share: those of the edge count for next to nothing
@@ -81,10 +82,10 @@ class Blend:
     def _finish(self, sums: Tensor, here: slice) -> None:
         chances, weight = sums[:-1], sums[-1]
         if self._threshold is None:
-            labels = chances.argmax(0)
+            labels = largest(chances)
         else:
             inside = weight - chances[0] >= self._threshold * weight
-            labels = torch.where(inside, chances[1:].argmax(0) + 1, 0)
+            labels = torch.where(inside, largest(chances[1:]) + 1, 0)
         unseen = weight == 0
         if bool(unseen.any()):
             labels[unseen] = self._classes.void

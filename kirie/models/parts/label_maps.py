@@ -53,7 +53,7 @@ def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def largest(maps: Tensor) -> Tensor:
-    """`maps.argmax(0)` (h, w) of maps (K, h, w) that lie one behind the other, where PyTorch's takes 50 times as long."""
+    """`maps.argmax(0)` (h, w) of contiguous maps (K, h, w): of two, PyTorch itself takes 50 times as long on a CPU."""
     best, labels = maps[0].clone(), torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)
     for label in range(1, len(maps)):
         labels.masked_fill_(maps[label] > best, label)

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -54,18 +54,21 @@ def _stand_in_key(path: Path) -> str:
     return f"{path.stem[:40]}-{zlib.crc32(path.name.encode('utf-8', 'surrogateescape')):08x}"
 
 
-def remove_stand_ins(folder: Path, paths: Iterable[Path]) -> None:
-    """Removes what stands in for some files below a folder because its writer was killed.
+def remove_stand_ins(paths: Callable[[], Iterable[Path]]) -> None:
+    """Removes what stands in for some files because its writer was killed.
 
     Args:
-        folder: is searched, with all folders in it.
-        paths: the files; nobody may be writing them. They are looked at only where stand-ins are found.
+        paths: gives the files, of which there may be a million: it is called again where stand-ins are found. Nobody
+            may be writing these files.
     """
     form = re.compile(r"\.(?P<key>.*-[0-9a-f]{8})[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
-    found = [(path, match) for path in folder.rglob(".*") if (match := form.fullmatch(path.name))]
-    keys = {(path.parent, _stand_in_key(path)) for path in paths} if found else set()
-    for path, match in found:
-        if (path.parent, match["key"]) in keys:
+    found: dict[Path, str] = {}
+    for folder in {path.parent for path in paths()}:
+        with suppress(OSError):
+            found |= {path: match["key"] for path in folder.iterdir() if (match := form.fullmatch(path.name))}
+    keys = {(path.parent, _stand_in_key(path)) for path in paths()} if found else set()
+    for path, key in found.items():
+        if (path.parent, key) in keys:
             with suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -99,8 +99,8 @@ def test_stand_ins_of_some_files_are_cleared_away(tmp_path):
         path.parent.mkdir(exist_ok=True)
         stand_in_of(path).touch()
     (stand_in_of(ours[2]) / "c").mkdir(parents=True)
-    remove_stand_ins(tmp_path, ours)
+    remove_stand_ins(lambda: ours)
     left = [path for path in tmp_path.rglob("*") if path != tmp_path / "folder"]
     assert sorted(path.suffix for path in left) == ["", ".png", ".tif"]
-    remove_stand_ins(tmp_path, others)
+    remove_stand_ins(lambda: others)
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]

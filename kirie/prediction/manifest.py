@@ -88,9 +88,11 @@ class Manifest:
     def written(self) -> Iterator[str]:
         """The files that were written for pictures noted so far, each for one alone; nothing is noted meanwhile."""
         self._file.seek(0)
-        for line in self._file:
-            yield from json.loads(line).get("written", ())
-        self._file.seek(0, 2)
+        try:
+            for line in self._file:
+                yield from json.loads(line).get("written", ())
+        finally:
+            self._file.seek(0, 2)
 
     def finish(self) -> None:
         """Notes that all is done, and in place."""

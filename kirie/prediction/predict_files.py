@@ -261,5 +261,5 @@ class _Job:
                 line.advance()
                 yield Outcome(file.path, tuple(self.out / name for name in piece.written), told)
         if noting:
-            remove_stand_ins(self.out, (self.out / name for name in manifest.written()))
+            remove_stand_ins(lambda: (self.out / name for name in manifest.written()))
             manifest.finish()

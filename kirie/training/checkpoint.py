@@ -113,7 +113,7 @@ def load_state(folder: Path, optimiser: Any) -> tuple[Standing, dict[str, dict[s
         standing, extra = Standing(**facts["progress"]), dict(facts["extra"])
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise KirieError(f"{path} is damaged or of another training ({error}); start anew by --out.") from error
-    remove_stand_ins(folder, [path])
+    remove_stand_ins(lambda: [path])
     return standing, groups, extra
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import secrets
 import shutil
@@ -50,16 +51,17 @@ def stand_in_of(path: Path) -> Path:
 
 
 def _stand_in_key(path: Path) -> str:
-    """What the names of all its stand-ins begin with, and those of no other file of the folder."""
-    return f"{path.stem[:40]}-{zlib.crc32(path.name.encode('utf-8', 'surrogateescape')):08x}"
+    """What the names of all its stand-ins begin with, and as good as no other of the folder."""
+    return f"{path.stem[:40]}-{zlib.crc32(path.name.encode('utf-8', 'surrogatepass')):08x}"
 
 
-def remove_stand_ins(paths: Callable[[], Iterable[Path]]) -> None:
+def remove_stand_ins(paths: Callable[[], Iterable[Path]], until: float = math.inf) -> None:
     """Removes what stands in for some files because its writer was killed.
 
     Args:
         paths: gives the files, of which there may be a million: it is called again where stand-ins are found. Nobody
             may be writing these files.
+        until: only those whose last change is no later, in seconds as the system of the files counts them.
     """
     form = re.compile(r"\.(?P<key>.*-[0-9a-f]{8})[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
     found: dict[Path, str] = {}
@@ -68,8 +70,8 @@ def remove_stand_ins(paths: Callable[[], Iterable[Path]]) -> None:
             found |= {path: match["key"] for path in folder.iterdir() if (match := form.fullmatch(path.name))}
     keys = {(path.parent, _stand_in_key(path)) for path in paths()} if found else set()
     for path, key in found.items():
-        if (path.parent, key) in keys:
-            with suppress(OSError):
+        with suppress(OSError):
+            if (path.parent, key) in keys and path.stat().st_mtime <= until:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

@@ -61,6 +61,8 @@ def _of_groups(root: Path) -> Iterator[int]:
     except (OSError, ValueError):
         return
     for line in lines:
+        if line.count(":") < 2:
+            continue
         _, kinds, path = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
             continue
@@ -70,10 +72,17 @@ def _of_groups(root: Path) -> Iterator[int]:
         for group in (place, *place.parents):
             with suppress(OSError, ValueError):  # without a limit there is no file, or no number in it
                 limit, used = (int((group / name).read_text(encoding="ascii")) for name in (most, held))
-                stat = dict(entry.split() for entry in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-                yield max(0, limit - used + int(stat.get(cache, 0)))
+                yield max(0, limit - used + _counted(group / "memory.stat", cache))
             if group == home:
                 break
+
+
+def _counted(stat: Path, name: str) -> int:
+    """A number of a file of names and numbers; 0 where it is not told."""
+    with suppress(OSError, ValueError, StopIteration):
+        lines = stat.read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+    return 0
 
 
 def _of_machine() -> int:

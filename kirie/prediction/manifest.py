@@ -64,10 +64,11 @@ class Manifest:
         done: what became of the first pictures, which need no second look.
         ends: where files about all pictures ended after these; {} where none is begun.
         finished: whether nothing is left to do.
+        begun: when it was opened, as the system of the files counts the seconds.
     """
 
-    def __init__(self, file: BinaryIO, done: list[Entry], finished: bool) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, done: list[Entry], finished: bool, begun: float) -> None:
+        self._file, self.begun = file, begun
         self.done, self.finished = done, finished
         self.ends = done[-1].ends if done else {}
 
@@ -131,6 +132,8 @@ def open_manifest(
         home.mkdir(parents=True, exist_ok=True)
         with path.open("r+b" if path.exists() else "w+b") as file:
             _lock(file, path)
+            path.touch()
+            begun = path.stat().st_mtime
             done, end, finished = ([], 0, False) if anew else _noted(file, home, out, facts, files)
             if not finished:
                 file.seek(end)
@@ -138,7 +141,7 @@ def open_manifest(
                 if not end:
                     file.write(_line(facts))
                     file.flush()
-            yield Manifest(file, done, finished)
+            yield Manifest(file, done, finished, begun)
     except OSError as error:
         raise KirieError(
             f"Cannot keep {path}, which says what has been done: {error.strerror or error}. Free some space or choose "
@@ -167,7 +170,8 @@ def _noted(
     if file.readline() != _line(facts):
         return [], 0, False
     sizes: dict[str, int] = {}
-    file.readline()  # the files about all pictures
+    if not _is_about_files(file.readline()):
+        return [], 0, False
     done, end = [], file.tell()
     for each in files:
         entry = _entry(file.readline(), each, out)
@@ -181,6 +185,13 @@ def _noted(
     if finished and not whole and (not done or done[-1].ends):
         return [], 0, False  # files about all pictures are in their place, and cannot be cut
     return (done, end, whole) if done or whole else ([], 0, False)
+
+
+def _is_about_files(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line)["files"], dict)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _entry(line: bytes, file: File, out: Path) -> Entry | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -261,5 +262,7 @@ class _Job:
                 line.advance()
                 yield Outcome(file.path, tuple(self.out / name for name in piece.written), told)
         if noting:
-            remove_stand_ins(lambda: (self.out / name for name in manifest.written()))
+            # Of workers that died in this run too, but otherwise not those of a run beside this one.
+            until = math.inf if self.engine is not None else manifest.begun
+            remove_stand_ins(lambda: (self.out / name for name in manifest.written()), until)
             manifest.finish()

@@ -148,8 +148,9 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
     """A picture file or Zarr store of any size, to be read in parts while the block lasts.
 
     Args:
-        path: a TIFF with a picture of any size, stored in tiles or strips; a Zarr array, or a group by the OME-Zarr
-            conventions, of which the first and finest level is taken; or another picture file of at most `MAX_PIXELS`.
+        path: a TIFF with a picture of any size, stored in tiles or strips of up to `PIECE` numbers; a Zarr array, or a
+            group by the OME-Zarr conventions, of which the first and finest level is taken; or another picture file of
+            at most `MAX_PIXELS`.
         channels: as `read_image` takes them.
 
     Raises:
@@ -162,6 +163,7 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
         return
     facts = image_facts(path, in_parts=True)
     tags: tuple[Tag, ...] = ()
+    resolution, is_color = None, None
     why: str | None = f"a {facts.format}"
     if facts.format == "TIFF":
         with ExitStack() as stack:
@@ -169,6 +171,8 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
                 tiff = stack.enter_context(tifffile.TiffFile(path))
                 tags = _geo_tags(tiff)
                 why = _why_whole(tiff, facts.orientation)
+                if facts.orientation == 1 and _is_plain(tiff.series[0].keyframe):
+                    resolution, is_color = _resolution(tiff), _is_color(tiff)
                 picture = _tiff_picture(path, tiff, channels) if why is None else None
             if picture is not None:
                 yield picture
@@ -181,8 +185,9 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
         )
     pixels = read_numbers(path, channels)
     upright = tags if facts.orientation == 1 else ()
+    is_color = pixels.shape[2] == 3 if is_color is None else is_color
     yield LargePicture(
-        path, facts.size, channels, pixels.dtype, pixels.shape[2] == 3, lambda t, b, l, r: pixels[t:b, l:r], upright
+        path, facts.size, channels, pixels.dtype, is_color, lambda t, b, l, r: pixels[t:b, l:r], upright, resolution
     )
 
 
@@ -191,8 +196,8 @@ def _why_whole(tiff: tifffile.TiffFile, orientation: int) -> str | None:
     page = tiff.series[0].keyframe
     if orientation != 1 or not _is_plain(page):
         return "a TIFF of turned or other than grey or RGB pixels"
-    if page.compression != tifffile.COMPRESSION.NONE and int(np.prod(page.chunks)) > PIECE:
-        return f"a TIFF packed in pieces of {' x '.join(map(str, page.chunks[:2]))} pixels"
+    if not _is_stored(tiff.series[0]) and int(np.prod(page.chunks)) > PIECE:
+        return f"a TIFF in pieces of {' x '.join(map(str, page.chunks[:2]))} pixels"
     return None
 
 
@@ -212,20 +217,28 @@ def _geo_tags(tiff: tifffile.TiffFile) -> tuple[Tag, ...]:
 
 
 def _tiff_picture(path: Path, tiff: tifffile.TiffFile, channels: int) -> LargePicture:
-    series, page = tiff.series[0], tiff.series[0].keyframe
+    series = tiff.series[0]
     axes, shape = "".join(series.axes), tuple(series.shape)
     height, width = shape[axes.index("Y")], shape[axes.index("X")]
-    said = [tag.value for tag in map(page.tags.get, ("XResolution", "YResolution", "ResolutionUnit")) if tag]
-    resolution = (said[0], said[1], int(said[2])) if len(said) == 3 else None
-    is_color = page.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
-    plain = [axis for axis in axes if shape[axes.index(axis)] > 1 or axis in "YX"]
-    if series.dataoffset is not None and "".join(plain) in ("YX", "YXS", "YXC"):
-        read = _stored_rows(path, series, width)
-    else:
-        read = _by_axes(_array(path, tiff), axes)
-    return LargePicture(
-        path, (height, width), channels, np.dtype(series.dtype), is_color, read, _geo_tags(tiff), resolution
-    )
+    read = _stored_rows(path, series, width) if _is_stored(series) else _by_axes(_array(path, tiff), axes)
+    kind, is_color = np.dtype(series.dtype), _is_color(tiff)
+    return LargePicture(path, (height, width), channels, kind, is_color, read, _geo_tags(tiff), _resolution(tiff))
+
+
+def _is_color(tiff: tifffile.TiffFile) -> bool:
+    return tiff.series[0].keyframe.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+
+
+def _resolution(tiff: tifffile.TiffFile) -> tuple[Any, Any, int] | None:
+    tags = tiff.series[0].keyframe.tags
+    said = [tag.value for tag in map(tags.get, ("XResolution", "YResolution", "ResolutionUnit")) if tag]
+    return (said[0], said[1], int(said[2])) if len(said) == 3 else None
+
+
+def _is_stored(series: Any) -> bool:
+    """Whether the numbers of a TIFF lie in the file as they are, pixel after pixel."""
+    plain = [axis for axis, length in zip(series.axes, series.shape, strict=True) if length > 1 or axis in "YX"]
+    return series.dataoffset is not None and "".join(plain) in ("YX", "YXS", "YXC")
 
 
 def _stored_rows(path: Path, series: Any, width: int) -> Read:
@@ -295,13 +308,15 @@ def _finest(path: Path, group: Any) -> tuple[Any, list[Any]]:
     try:
         scales = attributes.get("ome", attributes)["multiscales"][0]
         array = group[scales["datasets"][0]["path"]]
-        names = [axis["name"] if isinstance(axis, dict) else axis for axis in scales.get("axes", "tczyx")]
-        return array, names if array.shape else []
-    except (LookupError, TypeError, AttributeError) as error:
+        if not hasattr(array, "shape"):
+            raise TypeError("it is a group")
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise KirieError(
             f"{path} has OME metadata that lead to no array: expected `multiscales` with the `path` of an array as its "
             "first of `datasets`. Give the path of an array in it."
         ) from error
+    axes = scales.get("axes") or "tczyx"
+    return array, [axis.get("name") if isinstance(axis, dict) else axis for axis in axes]
 
 
 def _axes(path: Path, shape: tuple[int, ...], names: Any) -> str:

@@ -60,6 +60,15 @@ def test_the_largest_of_enlarged_logits_is_found_without_all_of_them(classes, sm
         assert (found == expected.argmax(0)).float().mean() > 0.999
 
 
+@pytest.mark.parametrize(("share", "size"), [(3, (19, 20)), (64, (64, 64))], ids=["hardly larger", "noise"])
+def test_where_most_would_be_compared_all_is_resized(monkeypatch, share, size):
+    torch.manual_seed(0)
+    logits = F.interpolate(torch.randn(1, 4, share, share), (16, 16), mode="bilinear")[0]
+    monkeypatch.setattr("kirie.models.parts.label_maps._in_question", None)
+    expected = F.interpolate(logits[None], size, mode="bilinear")[0].argmax(0)
+    assert torch.equal(largest_at(logits, size), expected)
+
+
 def test_the_largest_of_maps_is_the_first_of_equals():
     maps = torch.randint(0, 3, (5, 6, 7)).float()
     assert torch.equal(largest(maps), torch.from_numpy(maps.numpy().argmax(0)))

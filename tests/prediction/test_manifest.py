@@ -15,7 +15,7 @@ from tiny import colour_unet, run_cli
 
 import kirie
 from kirie.errors import KirieError
-from kirie.files import stand_in_of
+from kirie.files import stand_in_of, whole_file
 from kirie.prediction.fingerprint import fingerprint
 from kirie.prediction.manifest import MANIFEST
 from kirie.prediction.panoptic_pair import PanopticPair
@@ -182,6 +182,28 @@ def test_what_a_kill_left_of_files_is_cleared_away():
         Path("out", name).touch()
     list(job("out"))
     assert contents("out") == contents("whole") | dict.fromkeys(others, b"")
+
+
+def test_what_another_run_is_writing_stays():
+    pictures(2)
+    with whole_file("out/p00.png") as stand_in:
+        outcomes = job("out")
+        next(outcomes)
+        stand_in.write_bytes(b"of another run")
+        assert len(list(outcomes)) == 1 and Path("out/p00.png").exists()
+    assert Path("out/p00.png").read_bytes() == b"of another run"
+
+
+def test_a_manifest_damaged_behind_its_head_begins_anew():
+    pictures(4)
+    outcomes = job("out")
+    next(outcomes)
+    outcomes.close()
+    head, _, *rest = Path("out", MANIFEST).read_bytes().splitlines(keepends=True)
+    Path("out", MANIFEST).write_bytes(head + b"damaged\n" + b"".join(rest))
+    assert [each.earlier for each in job("out")] == [False] * 4
+    list(job("whole"))
+    assert contents("out") == contents("whole")
 
 
 # Shards

@@ -258,7 +258,7 @@ def test_a_tile_is_as_large_as_the_training_and_the_memory_allow(monkeypatch):
         ),
     ],
 )
-def test_what_a_container_allows(tmp_path, line, home, names):
+def test_what_a_container_allows(tmp_path, monkeypatch, line, home, names):
     def group(path, limit, used, cache):
         folder = tmp_path / home / path
         folder.mkdir(parents=True, exist_ok=True)
@@ -273,7 +273,12 @@ def test_what_a_container_allows(tmp_path, line, home, names):
     assert list(_of_groups(tmp_path)) == [350]
     group("", 900, 950, 10)
     assert list(_of_groups(tmp_path)) == [350, 0]
-    assert 0 < free_memory(torch.device("cpu")) < 2**50
+    (tmp_path / home / "jobs/memory.stat").write_text("odd\n")
+    assert list(_of_groups(tmp_path)) == [300, 0], "what is not told counts as used"
+    (tmp_path / "proc/self/cgroup").write_text("\nodd\n")
+    assert list(_of_groups(tmp_path)) == []
+    monkeypatch.setattr("kirie.models.memory._of_groups", lambda root: iter([12345]))
+    assert free_memory(torch.device("cpu")) == 12345
 
 
 def test_one_picture_in_python_and_words_for_tiles():

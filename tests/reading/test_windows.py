@@ -176,7 +176,7 @@ def test_what_cannot_be_read_in_parts_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("kirie.reading.windows.PIECE", 1000)
     whole = {"compression": "zlib", "rowsperstrip": len(noise()), "photometric": "rgb"}
     tifffile.imwrite(tmp_path / "one.tif", noise(), **whole)
-    with pytest.raises(KirieError, match=r"packed in pieces of \d+ x \d+ pixels.*tiled TIFF"):
+    with pytest.raises(KirieError, match=r"in pieces of \d+ x \d+ pixels.*tiled TIFF"):
         open_large(tmp_path / "one.tif").__enter__()
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "zarr", None)
@@ -217,10 +217,14 @@ def test_zarr_arrays_that_are_no_pictures(tmp_path, shape, kind, told):
 
 def test_a_tiff_packed_in_one_piece_is_unpacked_once(tmp_path, monkeypatch):
     pixels = noise()
-    tifffile.imwrite(tmp_path / "a.tif", pixels, compression="zlib", rowsperstrip=len(pixels), photometric="rgb")
+    options = {"compression": "zlib", "rowsperstrip": len(pixels), "photometric": "rgb", "resolution": (100, 200)}
+    tifffile.imwrite(tmp_path / "a.tif", pixels, **options)
+    with open_large(tmp_path / "a.tif") as picture:
+        resolution = picture.resolution
     monkeypatch.setattr("kirie.reading.windows.PIECE", 1000)
     with open_large(tmp_path / "a.tif") as picture:
         (tmp_path / "a.tif").unlink()
+        assert picture.resolution == resolution and resolution is not None and picture.is_color
         assert np.array_equal(picture.read(3, 20, 5, 30), pixels[3:20, 5:30])
 
 

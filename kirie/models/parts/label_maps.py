@@ -1,4 +1,4 @@
-"""The largest of logits that cover a picture at another resolution, without all of them at that of the picture."""
+"""The largest of several maps at each pixel, also of logits that cover a picture at a lower resolution than its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+MOST = 0.5  # of the cells that are compared class by class
 FEW = 4  # classes in question; cells with more are compared by themselves
 CELLS = 1 << 11  # that are looked at at once, all classes of them
 PIXELS = 1 << 16  # likewise, the classes in question
@@ -18,15 +20,18 @@ def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     Each pixel lies in a cell between four neighbours, whose weighted mean it is. Where their largest class is the same,
     no other can lie above it. In other cells, along the borders of what was found, those classes are in question whose
     largest value is not below the smallest one of another class: few, however many classes there are.
+    Where the picture is hardly larger than the logits, or most cells are such, all is resized after all.
 
     Args:
-        logits: (K, h, w), finite, covering the picture exactly; channels last in memory is fastest.
+        logits: (K, h, w) float32, finite, covering the picture exactly; channels last in memory is fastest.
         size: (H, W) of the picture.
 
     Returns:
         (H, W) int64.
     """
     height, width = logits.shape[1:]
+    if size[0] * size[1] < 2 * height * width:
+        return _resized(logits, size)
     top, down = _cells_along(height, int(size[0]), logits.device)
     left, across = _cells_along(width, int(size[1]), logits.device)
     rows = logits.permute(1, 2, 0)
@@ -35,8 +40,10 @@ def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     near = pixels.argmax(2)
     first = near[:-1, :-1]
     alike = (first == near[:-1, 1:]) & (first == near[1:, :-1]) & (first == near[1:, 1:])
-    labels = first.index_select(1, left).index_select(0, top)
     cells = (~alike).flatten().nonzero()[:, 0]
+    if len(cells) > MOST * height * width:
+        return _resized(logits, size)
+    labels = first.index_select(1, left).index_select(0, top)
     numbers = cells.new_full((height * width,), -1)
     numbers[cells] = torch.arange(len(cells), device=cells.device)
     number = numbers.reshape(height, width).index_select(1, left).index_select(0, top)
@@ -52,8 +59,12 @@ def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     return labels
 
 
+def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0].argmax(0)
+
+
 def largest(maps: Tensor) -> Tensor:
-    """`maps.argmax(0)` (h, w) of contiguous maps (K, h, w): of two, PyTorch itself takes 50 times as long on a CPU."""
+    """`maps.argmax(0)` (h, w) of contiguous maps (K, h, w): PyTorch itself takes many times as long for few."""
     best, labels = maps[0].clone(), torch.zeros(maps.shape[1:], dtype=torch.int64, device=maps.device)
     for label in range(1, len(maps)):
         labels.masked_fill_(maps[label] > best, label)

@@ -166,7 +166,7 @@ class SemanticModel(SegmentationModel):
         return logits
 
     def decode(self, raw: SemanticRaw, sizes: Sequence[tuple[int, int]], *, scores: bool = False) -> list[SemanticMap]:
-        """One label map per image at the sizes (H, W) asked for; logits are resized before the arg max.
+        """One label map per image at the sizes (H, W) asked for; as of the arg max of logits resized to these.
 
         Args:
             raw: what `forward` gave for B images.

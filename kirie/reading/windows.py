@@ -196,7 +196,7 @@ def _why_whole(tiff: tifffile.TiffFile, orientation: int) -> str | None:
     page = tiff.series[0].keyframe
     if orientation != 1 or not _is_plain(page):
         return "a TIFF of turned or other than grey or RGB pixels"
-    if not _is_stored(tiff.series[0]) and int(np.prod(page.chunks)) > PIECE:
+    if page.compression != tifffile.COMPRESSION.NONE and int(np.prod(page.chunks)) > PIECE:
         return f"a TIFF in pieces of {' x '.join(map(str, page.chunks[:2]))} pixels"
     return None
 

@@ -10,6 +10,7 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,9 +60,9 @@ def remove_stand_ins(paths: Callable[[], Iterable[Path]], until: float = math.in
     """Removes what stands in for some files because its writer was killed.
 
     Args:
-        paths: gives the files, of which there may be a million: it is called again where stand-ins are found. Nobody
-            may be writing these files.
-        until: only those whose last change is no later, in seconds as the system of the files counts them.
+        paths: gives the files, of which there may be a million: it is called again where stand-ins are found.
+        until: only those whose last change is no later, in seconds as the system of the files counts them: what others
+            write at this moment stays. Without it, nobody may be writing these files.
     """
     form = re.compile(r"\.(?P<key>.*-[0-9a-f]{8})[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
     found: dict[Path, str] = {}
@@ -71,8 +72,13 @@ def remove_stand_ins(paths: Callable[[], Iterable[Path]], until: float = math.in
     keys = {(path.parent, _stand_in_key(path)) for path in paths()} if found else set()
     for path, key in found.items():
         with suppress(OSError):
-            if (path.parent, key) in keys and path.stat().st_mtime <= until:
+            if (path.parent, key) in keys and not _changed_after(path, until):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _changed_after(path: Path, moment: float) -> bool:
+    """Whether a file, or anything in a folder, was changed later."""
+    return any(each.stat().st_mtime > moment for each in chain([path], path.rglob("*")))
 
 
 @contextmanager

@@ -104,3 +104,16 @@ def test_stand_ins_of_some_files_are_cleared_away(tmp_path):
     assert sorted(path.suffix for path in left) == ["", ".png", ".tif"]
     remove_stand_ins(lambda: others)
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
+
+
+def test_a_stand_in_that_is_written_now_stays(tmp_path):
+    path = tmp_path / "a.zarr"
+    old, live = stand_in_of(path), stand_in_of(path)
+    for folder, changed in ((old, 1000), (live, 3000)):
+        (folder / "c").mkdir(parents=True)
+        (folder / "c" / "0").touch()
+        os.utime(folder / "c" / "0", (changed, changed))
+        for each in (folder / "c", folder):
+            os.utime(each, (1000, 1000))
+    remove_stand_ins(lambda: [path], until=2000)
+    assert [each.name for each in tmp_path.iterdir()] == [live.name]

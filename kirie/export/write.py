@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from kirie.data import open_dataset
 from kirie.data.dataset import Dataset
 from kirie.demo_pictures import demo_picture, demo_source
-from kirie.errors import KirieError
+from kirie.errors import KirieError, WriteError
 from kirie.export import TARGETS
 from kirie.export.capture import OPSET
 from kirie.export.proof import Proof, milliseconds, proof_pictures, prove
@@ -82,7 +83,8 @@ def export_model(
 
     Raises:
         KirieError: when the model, the data or the runtime cannot be used, the network cannot be captured, files are
-            there already, or the export is not what the original is; nothing is written then.
+            there already, the system refuses to write, or the export is not what the original is; nothing is written
+            then.
     """
     form = _form(to, precision, data, max_loss)
     path = model_path(model)
@@ -96,9 +98,8 @@ def export_model(
     card = described(original, scores=read_card(path).scores)
     heads = original.heads()
     draft = Export(to, precision, original.least_side, tuple(heads), {}, digest_of(path), OPSET, _versions())
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".kirie-export-", dir=place.parent) as folder:
-        parts = form(Path(folder, place.name), original, precision)
+    with _drafts(place) as folder:
+        parts = form(folder / place.name, original, precision)
         parts.write(None if precision != "int8" else _calibrating(original, data))
         copy = _loaded(card, draft, parts)
         proof = prove(original, copy, shown)
@@ -146,6 +147,20 @@ def _check_place(place: Path, to: str, ending: str, *, overwrite: bool) -> None:
         raise KirieError(f"An export for {to} ends in {ending}, got {place.name!r}.")
     if place.exists() and not overwrite:
         raise KirieError(f"{place} is there already: replace it with --overwrite, or choose another place by --out.")
+
+
+@contextmanager
+def _drafts(place: Path) -> Iterator[Path]:
+    """A folder beside a file that is to be written, for what is being made of it; gone with the block."""
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".kirie-export-", dir=place.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise WriteError(
+            f"Cannot write {place}: {error.strerror or error}. Free some space or choose another place by --out; "
+            "earlier files are untouched."
+        ) from error
 
 
 def _pictures(model: SegmentationModel, dataset: Dataset | None, given: Sequence[Any] | None) -> list[Picture]:

@@ -72,14 +72,15 @@ def _of_groups(root: Path) -> Iterator[int]:
         for group in (place, *place.parents):
             with suppress(OSError, ValueError):  # without a limit there is no file, or no number in it
                 limit, used = (int((group / name).read_text(encoding="ascii")) for name in (most, held))
-                yield max(0, limit - used + _counted(group / "memory.stat", cache))
+                if limit >= 0:
+                    yield min(limit, max(0, limit - used + _counted(group / "memory.stat", cache)))
             if group == home:
                 break
 
 
 def _counted(stat: Path, name: str) -> int:
     """A number of a file of names and numbers; 0 where it is not told."""
-    with suppress(OSError, ValueError, StopIteration):
+    with suppress(OSError, ValueError, LookupError, StopIteration):
         lines = stat.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(f"{name} "))
     return 0

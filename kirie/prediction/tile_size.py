@@ -61,8 +61,8 @@ class TileSize:
         self._side, self.asked_overlap = side, overlap
         if overlap is not None and (type(overlap) is not int or overlap < 0):
             raise KirieError(f"Tiles share a whole number of pixels from 0 on, got {overlap!r:.60}.")
-        if side is not None:
-            check_tile(side, self.overlap)
+        if side is not None or overlap is not None:
+            check_tile(self.side, self.overlap)
 
     @classmethod
     def wished(

@@ -303,28 +303,31 @@ def _zarr_picture(path: Path, channels: int) -> LargePicture:
 def _finest(path: Path, group: Any) -> tuple[Any, list[Any]]:
     """The array of the finest level of an OME-Zarr group, and the names of its axes."""
     attributes = dict(group.attrs)
-    if "multiscales" not in attributes and "ome" not in attributes:
+    told = [each for each in (attributes.get("ome"), attributes) if isinstance(each, dict) and "multiscales" in each]
+    if not told:
         raise KirieError(f"{path} is a Zarr group without OME's `multiscales`; give the path of an array in it.")
     try:
-        scales = attributes.get("ome", attributes)["multiscales"][0]
+        scales = told[0]["multiscales"][0]
         array = group[scales["datasets"][0]["path"]]
         if not hasattr(array, "shape"):
             raise TypeError("it is a group")
+        axes = [axis.get("name") if isinstance(axis, dict) else axis for axis in scales.get("axes") or "tczyx"]
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise KirieError(
             f"{path} has OME metadata that lead to no array: expected `multiscales` with the `path` of an array as its "
-            "first of `datasets`. Give the path of an array in it."
+            "first of `datasets`, and a list of `axes`. Give the path of an array in it."
         ) from error
-    axes = scales.get("axes") or "tczyx"
-    return array, [axis.get("name") if isinstance(axis, dict) else axis for axis in axes]
+    return array, axes
 
 
 def _axes(path: Path, shape: tuple[int, ...], names: Any) -> str:
     """A letter for each axis: Y, X, C for channels, or another one."""
     if names and all(isinstance(name, str) and name for name in names) and len(names) == len(shape):
         letters = "".join("C" if name[0].upper() in "CS" else name[0].upper() for name in names)
-        if letters.count("Y") == letters.count("X") == 1:
+        if letters.count("Y") == letters.count("X") == 1 and letters.count("C") < 2:
             return letters
+        if set(letters) & set("YX"):  # other words say nothing about the order
+            raise KirieError(f"{path} names its axes {', '.join(names)}; expected one Y, one X and at most one C.")
     if len(shape) == 2:
         return "YX"
     if len(shape) == 3:

@@ -351,6 +351,11 @@ def test_a_cluster_that_is_not_there(address):
         pass
 
 
+def test_a_port_with_zeros_before_it():
+    with pytest.raises(KirieError, match=r"^There is no Ray cluster at .*000001: (?!.*65535)"):
+        ray_data._joined("127.0.0.1:000001").__enter__()
+
+
 def test_a_number_that_is_no_port():
     with socket.create_server(("127.0.0.1", 0)) as heard:
         port = heard.getsockname()[1] + 2**16  # which the system would take for that

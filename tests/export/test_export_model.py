@@ -217,6 +217,20 @@ def test_what_cannot_be_is_told_before_anything_is_made(words, told, model):
         export_model(model, **words)
 
 
+def test_a_place_that_cannot_be_written(model, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(KirieError, match=r"Cannot write .*model\.onnx: .*choose another place"):
+        export_model(model, to="onnx", out=tmp_path / "file" / "model.onnx")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("kirie.export.targets.OnnxParts.write", full)
+    with pytest.raises(KirieError, match=r"Cannot write .*model\.onnx: No space left"):
+        export_model(model, to="onnx", out=tmp_path / "model.onnx")
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "run"]
+
+
 def test_the_command_line(model, data, capsys):
     code, out, _ = run_cli(capsys, "export", model.parent, "--to", "onnx", "--data", data)
     assert code == 0

@@ -273,8 +273,13 @@ def test_what_a_container_allows(tmp_path, monkeypatch, line, home, names):
     assert list(_of_groups(tmp_path)) == [350]
     group("", 900, 950, 10)
     assert list(_of_groups(tmp_path)) == [350, 0]
-    (tmp_path / home / "jobs/memory.stat").write_text("odd\n")
-    assert list(_of_groups(tmp_path)) == [300, 0], "what is not told counts as used"
+    for odd in ("odd\n", f"{names[2]} \n", f"{names[2]} many\n"):
+        (tmp_path / home / "jobs/memory.stat").write_text(odd)
+        assert list(_of_groups(tmp_path)) == [300, 0], "what is not told counts as used"
+    group("jobs", 1000, 100, 500)
+    assert list(_of_groups(tmp_path)) == [1000, 0], "no more than the limit"
+    group("jobs", -1, 300, 0)
+    assert list(_of_groups(tmp_path)) == [0], "no limit"
     (tmp_path / "proc/self/cgroup").write_text("\nodd\n")
     assert list(_of_groups(tmp_path)) == []
     monkeypatch.setattr("kirie.models.memory._of_groups", lambda root: iter([12345]))
@@ -299,6 +304,8 @@ def test_one_picture_in_python_and_words_for_tiles():
         kirie.predict(model, picture, tile_overlap=-5)
     with pytest.raises(KirieError, match='"auto", None'):
         kirie.predict(model, picture, tile="huge")
+    with pytest.raises(KirieError, match="share 0 to 256 with the next one, got 99999"):
+        kirie.predict(model, picture, tile="auto", tile_overlap=99999)
 
 
 def test_settings_of_a_clean_up_are_not_changed_by_it():

@@ -187,18 +187,43 @@ def test_what_cannot_be_read_in_parts_is_told(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "attributes",
     [
-        {"ome": "x"}, {"multiscales": "abc"}, {"multiscales": [{}]}, {"multiscales": []}, {"ome": {"plate": {}}},
+        {"ome": {"multiscales": 3}}, {"multiscales": "abc"}, {"multiscales": [{}]}, {"multiscales": []},
         {"multiscales": [{"datasets": [{"path": "gone"}]}]}, {"multiscales": [{"datasets": [{"path": "group"}]}]},
+        {"multiscales": [{"axes": 3, "datasets": [{"path": "array"}]}]},
     ],
 )  # fmt: skip
 def test_ome_metadata_that_lead_nowhere(tmp_path, attributes):
     group = zarr.create_group(tmp_path / "a.zarr", attributes=attributes)
     group.create_group("group")
+    group.create_array("array", shape=(9, 9), dtype="uint8")
     with (
         pytest.raises(KirieError, match=r"a\.zarr has OME metadata that lead to no"),
         open_large(tmp_path / "a.zarr"),
     ):
         pass
+
+
+@pytest.mark.parametrize("ome", ["x", {"plate": {}}])
+def test_other_ome_metadata(tmp_path, ome):
+    group = zarr.create_group(tmp_path / "a.zarr", attributes={"ome": ome})
+    group.create_array("array", shape=(9, 12), dtype="uint8")
+    with pytest.raises(KirieError, match=r"without OME's `multiscales`"), open_large(tmp_path / "a.zarr"):
+        pass
+    group.attrs["multiscales"] = [{"axes": ["y", "x"], "datasets": [{"path": "array"}]}]
+    assert large_size(tmp_path / "a.zarr") == (9, 12)
+
+
+@pytest.mark.parametrize(
+    ("names", "size"),
+    [("yx", (9, 12)), ("xy", (12, 9)), (("dim_0", "dim_1"), (9, 12)), ("zx", None), ("yy", None), ("yz", None)],
+)
+def test_names_of_axes(tmp_path, names, size):
+    zarr.create_array(tmp_path / "a.zarr", shape=(9, 12), dtype="uint8", dimension_names=tuple(names))
+    if size is None:
+        with pytest.raises(KirieError, match=r"names its axes ., .; expected one Y"), open_large(tmp_path / "a.zarr"):
+            pass
+    else:
+        assert large_size(tmp_path / "a.zarr") == size
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def remove_stand_ins(paths: Callable[[], Iterable[Path]], until: float = math.in
     Args:
         paths: gives the files, of which there may be a million: it is called again where stand-ins are found.
         until: only those whose last change is no later, in seconds as the system of the files counts them: what others
-            write at this moment stays. Without it, nobody may be writing these files.
+            have written to since stays. Without it, nobody may be writing these files.
     """
     form = re.compile(r"\.(?P<key>.*-[0-9a-f]{8})[0-9a-f]{8}(\.[^.]*)?", re.DOTALL)
     found: dict[Path, str] = {}
@@ -78,7 +78,7 @@ def remove_stand_ins(paths: Callable[[], Iterable[Path]], until: float = math.in
 
 def _changed_after(path: Path, moment: float) -> bool:
     """Whether a file, or anything in a folder, was changed later."""
-    return any(each.stat().st_mtime > moment for each in chain([path], path.rglob("*")))
+    return moment < math.inf and any(each.lstat().st_mtime > moment for each in chain([path], path.rglob("*")))
 
 
 @contextmanager

@@ -106,6 +106,14 @@ def test_stand_ins_of_some_files_are_cleared_away(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["folder"]
 
 
+def test_a_stand_in_with_a_link_to_nothing_goes(tmp_path):
+    folder = stand_in_of(tmp_path / "a.zarr")
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "gone")
+    remove_stand_ins(lambda: [tmp_path / "a.zarr"], until=2**40)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_stand_in_that_is_written_now_stays(tmp_path):
     path = tmp_path / "a.zarr"
     old, live = stand_in_of(path), stand_in_of(path)

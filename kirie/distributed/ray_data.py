@@ -287,10 +287,10 @@ def _joined(address: str) -> Iterator[Room]:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if port.isdecimal():  # Ray itself tries for minutes
-            if len(port.lstrip("0")) > 5 or int(port) > 65535:  # the system would take the remainder
-                raise OverflowError("there are ports up to 65535")
+            if int(port) > 65535:  # the system would take the remainder
+                raise ValueError("there are ports up to 65535")
             socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         raise KirieError(f"There is no Ray cluster at {address}: {error}.") from error
     try:
         try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -114,7 +116,8 @@ class OpenVINOParts(Parts):
             model = openvino.Core().read_model(str(between))
             if self.precision == "int8":
                 model = quantised(model, seen[name], [each.get_any_name() for each in model.inputs])
-            openvino.save_model(model, str(file), compress_to_fp16=self.precision == "fp16")
+            with _as_system_fault():
+                openvino.save_model(model, str(file), compress_to_fp16=self.precision == "fp16")
             del model
             between.unlink()
 
@@ -125,7 +128,8 @@ class OpenVINOParts(Parts):
         model = openvino.Core().read_model(str(self.path))
         model.set_rt_info(note, [NOTE])
         other = self.path.with_name(f"noted-{self.path.name}")
-        openvino.serialize(model, str(other))
+        with _as_system_fault():
+            openvino.serialize(model, str(other))
         del model  # it reads its weights from the file that is replaced now
         for each in (other, other.with_suffix(".bin")):
             each.replace(each.with_name(each.name.removeprefix("noted-")))
@@ -133,6 +137,15 @@ class OpenVINOParts(Parts):
     def graph(self, path: Path, precision: str) -> Graph:
         """See `Parts`."""
         return graph_class("openvino")(path, precision)
+
+
+@contextmanager
+def _as_system_fault() -> Iterator[None]:
+    """Faults of OpenVINO's writer, which tells all of them alike, as those of the system."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"OpenVINO tells {str(error).splitlines()[-1].strip()!r:.80}") from error
 
 
 class TorchParts(Parts):
@@ -154,9 +167,11 @@ class TorchParts(Parts):
         self._save({f"{NOTE}.json": note})
 
     def _save(self, extra: dict[str, str]) -> None:
-        with quiet():
-            for file, program in self._programs.items():
-                torch.export.save(program, file, extra_files=extra if file == self.path else {})
+        for file, program in self._programs.items():
+            whole = io.BytesIO()  # its writer ends the process where the system refuses to write
+            with quiet():
+                torch.export.save(program, whole, extra_files=extra if file == self.path else {})
+            file.write_bytes(whole.getbuffer())
 
     def graph(self, path: Path, precision: str) -> Graph:
         """See `Parts`."""

@@ -91,7 +91,8 @@ def export_model(
     if runtime_of(path) is not None:
         raise KirieError(f"{path} is an export already: give the model file that it was made from.")
     place = path.with_name(default_name(path.stem, precision) + form.ending) if out is None else Path(out)
-    _check_place(place, to, form.ending, overwrite=overwrite)
+    with _writing(place):
+        _check_place(place, to, form.ending, overwrite=overwrite)
     original = load(path)
     dataset = None if data is None else open_for(original, data, split, None)
     shown = proof_pictures(_pictures(original, dataset, pictures), original.least_side)
@@ -100,7 +101,9 @@ def export_model(
     draft = Export(to, precision, original.least_side, tuple(heads), {}, digest_of(path), OPSET, _versions())
     with _drafts(place) as folder:
         parts = form(folder / place.name, original, precision)
-        parts.write(None if precision != "int8" else _calibrating(original, data))
+        calibrating = None if precision != "int8" else _calibrating(original, data)
+        with _writing(place):
+            parts.write(calibrating)
         copy = _loaded(card, draft, parts)
         proof = prove(original, copy, shown)
         scores = None
@@ -116,7 +119,8 @@ def export_model(
             milliseconds={"torch": times[0], to: times[1]},
             machine=platform.processor() or platform.machine(),
         )
-        parts.annotate(note_of(card, made, place))
+        with _writing(place):
+            parts.annotate(note_of(card, made, place))
         others = [name for name in own if place.with_name(name).exists() and not overwrite]
         if others:
             raise KirieError(f"{place.with_name(others[0])} is there already: replace it with --overwrite.")
@@ -152,14 +156,21 @@ def _check_place(place: Path, to: str, ending: str, *, overwrite: bool) -> None:
 @contextmanager
 def _drafts(place: Path) -> Iterator[Path]:
     """A folder beside a file that is to be written, for what is being made of it; gone with the block."""
-    try:
+    with _writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".kirie-export-", dir=place.parent) as folder:
-            yield Path(folder)
+        folder = TemporaryDirectory(prefix=".kirie-export-", dir=place.parent)
+    with folder:
+        yield Path(folder.name)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """Tells what the system refuses in the block, of the file for which it is done."""
+    try:
+        yield
     except OSError as error:
         raise WriteError(
-            f"Cannot write {place}: {error.strerror or error}. Free some space or choose another place by --out; "
-            "earlier files are untouched."
+            f"Cannot write {place}: {error.strerror or error}. Free some space or choose another place by --out."
         ) from error
 
 

@@ -62,7 +62,7 @@ class TileSize:
         if overlap is not None and (type(overlap) is not int or overlap < 0):
             raise KirieError(f"Tiles share a whole number of pixels from 0 on, got {overlap!r:.60}.")
         if side is not None or overlap is not None:
-            check_tile(self.side, self.overlap)
+            check_tile(self._usual if side is None else side, self.overlap if overlap is None else overlap)
 
     @classmethod
     def wished(
@@ -103,21 +103,29 @@ class TileSize:
             return max(height, width) > self._side
         return height * width > SMALL and height * width > self.measured[1] and max(height, width) > self.side
 
+    @property
+    def _fixed(self) -> int | None:
+        """The side to which the first model resizes pictures, if it does."""
+        side: int | None = getattr(self._models[0], "input_size", None) or self._models[0].inputs.short_side
+        return side
+
+    @property
+    def _usual(self) -> int:
+        """The side that is taken by itself where there is memory for it."""
+        patch = self._models[0].inputs.patch
+        if patch is None:
+            return self._fixed or LEAST
+        return max(patch) if self._fixed else max(patch) * -(-LEAST // max(patch))
+
     @cached_property
     def measured(self) -> tuple[int, int]:
         """The side that is taken by itself, and how many pixels a picture may have that is not taken apart."""
-        first = self._models[0]
-        fixed = getattr(first, "input_size", None) or first.inputs.short_side
-        patch = first.inputs.patch
-        if patch is not None:
-            side = max(patch) if fixed else max(patch) * -(-LEAST // max(patch))
-        else:
-            side = fixed or LEAST
-        room = SHARE * free_memory(first.mean.device)
+        side, least = self._usual, max(SMALLEST, 2 * (self.asked_overlap or 0))
+        room = SHARE * free_memory(self._models[0].mean.device)
         need = max(bytes_per_pixel(model) for model in self._models)
-        while side > SMALLEST and side * side * need > room and not fixed:
-            side = max(SMALLEST, side // 2)
-        return side, 2**62 if fixed else int(room / need)
+        while side > least and side * side * need > room and not self._fixed:
+            side = max(least, side // 2)
+        return side, 2**62 if self._fixed else int(room / need)
 
 
 def _plain(number: Any) -> Any:

@@ -318,6 +318,6 @@ def with_channels(path: str | Path, pixels: Pixels, channels: int, is_color: boo
         solid = np.full((*rgb.shape[:2], 1), 255, rgb.dtype)
         return rgb if channels == 3 else np.concatenate([rgb, solid], axis=2)
     raise KirieError(
-        f"{path} has {count} channel{'s' if count > 1 else ''} but {channels} are asked for; use a TIFF "
-        f"or Zarr with {channels} channels, or ask for {count}."
+        f"{path} has {count} channel{'s' if count > 1 else ''} but {channels} are asked for; "
+        f"use pictures with {channels} channels, or ask for {count}."
     )

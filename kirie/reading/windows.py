@@ -29,9 +29,15 @@ from kirie.reading.remote import Url
 
 ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 SAMPLE = 2**24  # numbers of other than 8 and 16 bits by which a picture is stretched
-PIECE = 2**26  # numbers in a packed strip or tile, which is unpacked whole, up to which one is read for its parts
+PIECE = 2**26  # numbers in a strip or tile that has to be read whole, up to which it is read for its parts
 ROWS = 512  # that are read at a time
 BLOCK = 64  # pixels of a side, where not all of them can be
+OTHER = "-"  # an axis that is no side of the picture and no channels
+AXES = {
+    "Y": ("y", "height", "row", "rows", "lat", "latitude", "northing"),
+    "X": ("x", "width", "col", "cols", "column", "columns", "lon", "longitude", "easting"),
+    "C": ("c", "channel", "channels", "s", "sample", "samples", "band", "bands", "rgb"),
+}  # what axes of Zarr arrays are called
 
 Read = Callable[[int, int, int, int], Pixels]  # top, bottom, left, right -> (h, w, C)
 
@@ -148,9 +154,9 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
     """A picture file or Zarr store of any size, to be read in parts while the block lasts.
 
     Args:
-        path: a TIFF with a picture of any size, stored in tiles or strips of up to `PIECE` numbers; a Zarr array, or a
-            group by the OME-Zarr conventions, of which the first and finest level is taken; or another picture file of
-            at most `MAX_PIXELS`.
+        path: a TIFF with a picture of any size, unpacked or in tiles or strips of up to `PIECE` numbers; a Zarr array,
+            or a group by the OME-Zarr conventions, of which the first and finest level is taken; or another picture
+            file of at most `MAX_PIXELS`.
         channels: as `read_image` takes them.
 
     Raises:
@@ -193,10 +199,11 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
 
 def _why_whole(tiff: tifffile.TiffFile, orientation: int) -> str | None:
     """What keeps parts of a TIFF from being read by themselves, in words; None for nothing."""
-    page = tiff.series[0].keyframe
+    series = tiff.series[0]
+    page = series.keyframe
     if orientation != 1 or not _is_plain(page):
         return "a TIFF of turned or other than grey or RGB pixels"
-    if page.compression != tifffile.COMPRESSION.NONE and int(np.prod(page.chunks)) > PIECE:
+    if not _is_stored(series) and int(np.prod(page.chunks)) > PIECE:
         return f"a TIFF in pieces of {' x '.join(map(str, page.chunks[:2]))} pixels"
     return None
 
@@ -220,7 +227,7 @@ def _tiff_picture(path: Path, tiff: tifffile.TiffFile, channels: int) -> LargePi
     series = tiff.series[0]
     axes, shape = "".join(series.axes), tuple(series.shape)
     height, width = shape[axes.index("Y")], shape[axes.index("X")]
-    read = _stored_rows(path, series, width) if _is_stored(series) else _by_axes(_array(path, tiff), axes)
+    read = _stored_rows(path, series, (height, width)) if _is_stored(series) else _by_axes(_array(path, tiff), axes)
     kind, is_color = np.dtype(series.dtype), _is_color(tiff)
     return LargePicture(path, (height, width), channels, kind, is_color, read, _geo_tags(tiff), _resolution(tiff))
 
@@ -236,23 +243,32 @@ def _resolution(tiff: tifffile.TiffFile) -> tuple[Any, Any, int] | None:
 
 
 def _is_stored(series: Any) -> bool:
-    """Whether the numbers of a TIFF lie in the file as they are, pixel after pixel."""
-    plain = [axis for axis, length in zip(series.axes, series.shape, strict=True) if length > 1 or axis in "YX"]
-    return series.dataoffset is not None and "".join(plain) in ("YX", "YXS", "YXC")
+    """Whether the numbers of a TIFF lie in the file as they are, pixel after pixel or plane after plane."""
+    return series.dataoffset is not None and _plain_axes(series) in ("YX", "YXS", "YXC", "SYX", "CYX")
 
 
-def _stored_rows(path: Path, series: Any, width: int) -> Read:
+def _plain_axes(series: Any) -> str:
+    """The axes of a TIFF without those of length 1 that are no sides of the picture."""
+    return "".join(axis for axis, length in zip(series.axes, series.shape, strict=True) if length > 1 or axis in "YX")
+
+
+def _stored_rows(path: Path, series: Any, size: tuple[int, int]) -> Read:
     """Reads what lies in the file row after row, as it is."""
+    height, width = size
     kind = np.dtype(series.dtype).newbyteorder(series.keyframe.parent.byteorder)
-    planes = int(np.prod(series.shape)) // (int(series.keyframe.imagelength) * width)
+    channels = int(np.prod(series.shape)) // (height * width)
+    planes, deep = (1, channels) if _plain_axes(series).startswith("Y") else (channels, 1)
 
     def read(top: int, bottom: int, left: int, right: int) -> Pixels:
-        row = width * planes
-        offset = series.dataoffset + top * row * kind.itemsize
-        flat = np.fromfile(path, kind, (bottom - top) * row, offset=offset)
-        if len(flat) < (bottom - top) * row:
-            raise damaged(path, f"the file ends within rows {top} to {bottom}")
-        return flat.reshape(bottom - top, width, planes)[:, left:right].astype(series.dtype, copy=False)
+        row = width * deep
+        found = []
+        for plane in range(planes):
+            offset = series.dataoffset + (plane * height + top) * row * kind.itemsize
+            flat = np.fromfile(path, kind, (bottom - top) * row, offset=offset)
+            if len(flat) < (bottom - top) * row:
+                raise damaged(path, f"the file ends within rows {top} to {bottom}")
+            found.append(flat.reshape(bottom - top, width, deep)[:, left:right].astype(series.dtype, copy=False))
+        return found[0] if planes == 1 else np.concatenate(found, 2)
 
     return read
 
@@ -291,9 +307,9 @@ def _zarr_picture(path: Path, channels: int) -> LargePicture:
             "at least one pixel."
         )
     shape = dict(zip(axes, array.shape, strict=True))
-    stack = int(np.prod([length for axis, length in shape.items() if axis not in "YXC"], initial=1))
+    stack = int(np.prod([length for axis, length in zip(axes, array.shape, strict=True) if axis == OTHER], initial=1))
     if stack > 1:
-        raise KirieError(f"{path} is a stack of {stack} pictures (axes {axes}, shape {array.shape}); give one of them.")
+        raise KirieError(f"{path} is a stack of {stack} pictures, of the shape {array.shape}; give one of them.")
     count = int(shape.get("C", 1))
     is_color = count == 3
     with_channels(path, np.zeros((1, 1, count), np.uint8), channels, is_color)  # told now, not for each tile
@@ -321,19 +337,28 @@ def _finest(path: Path, group: Any) -> tuple[Any, list[Any]]:
 
 
 def _axes(path: Path, shape: tuple[int, ...], names: Any) -> str:
-    """A letter for each axis: Y, X, C for channels, or another one."""
-    if names and all(isinstance(name, str) and name for name in names) and len(names) == len(shape):
-        letters = "".join("C" if name[0].upper() in "CS" else name[0].upper() for name in names)
-        if letters.count("Y") == letters.count("X") == 1 and letters.count("C") < 2:
-            return letters
-        if set(letters) & set("YX"):  # other words say nothing about the order
-            raise KirieError(f"{path} names its axes {', '.join(names)}; expected one Y, one X and at most one C.")
+    """A letter for each axis: Y, X, C for channels, or `OTHER`."""
+    words = [name.lower() if isinstance(name, str) else "" for name in names or ()]
+    roles = [next((role for role, known in AXES.items() if word in known), OTHER) for word in words]
+    if len(roles) == len(shape) and {"Y", "X"} & set(roles):
+        several = [role == "C" and length > 1 for role, length in zip(roles, shape, strict=True)]
+        if any(several):  # another one, of length 1, says nothing
+            roles = [OTHER if role == "C" and not own else role for role, own in zip(roles, several, strict=True)]
+        if len(roles) == 2 and OTHER in roles:
+            roles[roles.index(OTHER)] = "X" if "Y" in roles else "Y"
+        letters = "".join(roles)
+        if letters.count("Y") != 1 or letters.count("X") != 1 or letters.count("C") > 1:
+            raise KirieError(
+                f"{path} has the shape {shape} and names its axes {', '.join(map(str, names))}; expected one `y`, one "
+                "`x`, and `c` for channels at most once."
+            )
+        return letters
     if len(shape) == 2:
         return "YX"
     if len(shape) == 3:
         return "YXC" if shape[2] <= shape[0] else "CYX"
     raise KirieError(
-        f"{path} has the shape {shape}, and does not name its axes: expected (H, W), (H, W, C) or (C, H, W)."
+        f"{path} has the shape {shape} and does not name its axes `y` and `x`: expected (H, W), (H, W, C) or (C, H, W)."
     )
 
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from kirie.export.proof import proof_pictures, prove
 from kirie.export.write import export_model
 from kirie.masks import Masks
 from kirie.models.file import load, save
+from kirie.models.unet import UNet
 from kirie.prediction.fingerprint import fingerprint
 from kirie.prediction.predictor import Predictor
 from kirie.results import Instances
@@ -217,18 +220,35 @@ def test_what_cannot_be_is_told_before_anything_is_made(words, told, model):
         export_model(model, **words)
 
 
-def test_a_place_that_cannot_be_written(model, tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written(model, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(KirieError, match=r"Cannot write .*model\.onnx: .*choose another place"):
         export_model(model, to="onnx", out=tmp_path / "file" / "model.onnx")
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("kirie.export.targets.OnnxParts.write", full)
-    with pytest.raises(KirieError, match=r"Cannot write .*model\.onnx: No space left"):
-        export_model(model, to="onnx", out=tmp_path / "model.onnx")
+    long = tmp_path / f"{'long' * 80}.onnx"
+    with pytest.raises(KirieError, match=r"Cannot write .*long\.onnx: "):
+        export_model(model, to="onnx", out=long)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "run"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a limit that only POSIX knows")
+@pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
+def test_a_full_disk(to, tmp_path):
+    model = save(UNet(3, CLASSES, width=8, depth=3), tmp_path / "model.safetensors")
+    program = f"""
+import resource, signal
+from kirie.errors import KirieError
+from kirie.export.write import export_model
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    export_model({str(model)!r}, to={to!r})
+except KirieError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.startswith(f"Cannot write {tmp_path}"), (done.stdout, done.stderr[-2000:])
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 def test_the_command_line(model, data, capsys):

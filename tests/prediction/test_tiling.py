@@ -242,6 +242,7 @@ def test_a_tile_is_as_large_as_the_training_and_the_memory_allow(monkeypatch):
     small = TileSize([model])
     assert small.side == 256 and small.overlap == 64
     assert small.takes_apart((3000, 3000)) and not small.takes_apart((1000, 1000))
+    assert TileSize([model], overlap=200).side == 400, "tiles share at most half of a side"
     model.inputs = InputFacts(short_side=800, long_side=1333)
     assert TileSize([model]).side == 800 and not TileSize([model]).takes_apart((6000, 6000))
     assert TileSize([model], 64).takes_apart((65, 10)) and not TileSize([model], 64).takes_apart((64, 64))

@@ -214,16 +214,34 @@ def test_other_ome_metadata(tmp_path, ome):
 
 
 @pytest.mark.parametrize(
-    ("names", "size"),
-    [("yx", (9, 12)), ("xy", (12, 9)), (("dim_0", "dim_1"), (9, 12)), ("zx", None), ("yy", None), ("yz", None)],
-)
-def test_names_of_axes(tmp_path, names, size):
-    zarr.create_array(tmp_path / "a.zarr", shape=(9, 12), dtype="uint8", dimension_names=tuple(names))
-    if size is None:
-        with pytest.raises(KirieError, match=r"names its axes ., .; expected one Y"), open_large(tmp_path / "a.zarr"):
-            pass
-    else:
-        assert large_size(tmp_path / "a.zarr") == size
+    ("names", "shape", "size"),
+    [
+        ("y x", (9, 12), (9, 12)), ("x y", (9, 12), (12, 9)), ("dim_0 dim_1", (9, 12), (9, 12)),
+        ("northing E", (9, 12), (9, 12)), ("lon N", (9, 12), (12, 9)), ("year y x c", (1, 9, 12, 3), (9, 12)),
+        ("c y x s", (1, 9, 12, 3), (9, 12)), ("c y x s", (3, 9, 12, 1), (9, 12)),
+        ("scene c Y X", (1, 3, 9, 12), (9, 12)), ("s t c z y x", (1, 1, 3, 1, 9, 12), (9, 12)),
+        ("channel height width", (3, 2, 4), (2, 4)),
+        ("height width rgb", (9, 12, 3), (9, 12)), ("band y x", (3, 9, 12), (9, 12)),
+    ],
+)  # fmt: skip
+def test_names_of_axes(tmp_path, names, shape, size):
+    array = zarr.create_array(tmp_path / "a.zarr", shape=shape, dtype="uint8", dimension_names=names.split())
+    pixels = noise(channels=(3,) if 3 in shape else ())[: size[0], : size[1]]
+    words = names.lower().split()
+    upright = pixels.transpose(1, 0) if words[0] in ("x", "lon") else pixels
+    array[:] = (np.moveaxis(upright, 2, 0) if 3 in shape and shape[-1] != 3 else upright).reshape(shape)
+    assert large_size(tmp_path / "a.zarr") == size
+    with open_large(tmp_path / "a.zarr", 3) as picture:
+        expected = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, 2)
+        assert np.array_equal(picture.read(1, 2, 0, 4), expected[1:2, :4])
+
+
+@pytest.mark.parametrize("names", ["y y", "x y y", "z y c", "c y x s"])
+def test_names_of_axes_that_contradict_each_other(tmp_path, names):
+    names = names.split()
+    zarr.create_array(tmp_path / "a.zarr", shape=(3, 9, 12, 4)[: len(names)], dtype="uint8", dimension_names=names)
+    with pytest.raises(KirieError, match="expected one `y`, one `x`, and `c`"), open_large(tmp_path / "a.zarr"):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -251,6 +269,20 @@ def test_a_tiff_packed_in_one_piece_is_unpacked_once(tmp_path, monkeypatch):
         (tmp_path / "a.tif").unlink()
         assert picture.resolution == resolution and resolution is not None and picture.is_color
         assert np.array_equal(picture.read(3, 20, 5, 30), pixels[3:20, 5:30])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, ">u2"])
+def test_planes_that_lie_apart_are_read_row_by_row(tmp_path, monkeypatch, kind):
+    pixels = noise().astype(kind)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.moveaxis(pixels, 2, 0), photometric="rgb", planarconfig="separate", byteorder=">")
+    monkeypatch.setattr("kirie.reading.windows.PIECE", 1000)
+    monkeypatch.setattr("kirie.reading.windows.MAX_PIXELS", 1000)
+    asked = []
+    monkeypatch.setattr(np, "fromfile", lambda *a, real=np.fromfile, **k: asked.append(a[2]) or real(*a, **k))
+    with open_large(path) as picture:
+        assert np.array_equal(picture.numbers(3, 20, 5, 30), pixels[3:20, 5:30])
+    assert asked == [17 * pixels.shape[1]] * 3
 
 
 @pytest.mark.parametrize("options", [{"tile": (32, 32), "compression": "zlib"}, {}], ids=["tiles", "stored"])

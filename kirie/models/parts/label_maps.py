@@ -109,7 +109,7 @@ def _in_question(pixels: Tensor, cells: Tensor) -> Iterator[tuple[Tensor, Tensor
 
 def _cells_along(length: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each of the wanted places along a side the neighbour before it, and how near it is to the one behind it."""
-    places = torch.arange(wanted, dtype=torch.float64)  # on the CPU: Apple's GPUs know no float64
+    places = torch.arange(wanted, dtype=torch.float64, device="cpu")  # Apple's GPUs know no float64
     places = ((places + 0.5) * (length / wanted) - 0.5).clamp(min=0)
     first = places.long().clamp(max=length - 1)
     return first.to(device), (places - first).float().to(device)

@@ -186,9 +186,11 @@ def detected(
     region, labels, boxes = region[kept], labels[kept], boxes[kept]
     found = scores[region, labels]
     # Classes are moved apart, so that one call serves them all.
-    # In float64: far from 0 float32 has no digits left for an exact IoU.
-    apart = labels[:, None] * (size.max() + 1).double()
-    kept = nms(boxes.double() + apart, found.double(), overlap)[:most]
+    # In float64: far from 0 float32 has no digits left for an exact IoU. Apple's GPUs have no such numbers.
+    place, doubled, ranks, step = (
+        part.cpu() if part.device.type == "mps" else part for part in (labels, boxes, found, size.max() + 1)
+    )
+    kept = nms(doubled.double() + place[:, None] * step.double(), ranks.double(), overlap)[:most].to(boxes.device)
     return boxes[kept], labels[kept], found[kept]
 
 

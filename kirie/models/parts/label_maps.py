@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+import cv2
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 MOST = 0.5  # of the cells that are compared class by class
 FEW = 4  # classes in question; cells with more are compared by themselves
-CELLS = 1 << 11  # that are looked at at once, all classes of them
+CELLS = 1 << 8  # that are looked at at once, all classes of them
 PIXELS = 1 << 16  # likewise, the classes in question
 
 
@@ -23,7 +24,7 @@ def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     Where the picture is hardly larger than the logits, or most cells are such, all is resized after all.
 
     Args:
-        logits: (K, h, w) float32, finite, covering the picture exactly; channels last in memory is fastest.
+        logits: (K, h, w) float32, finite, covering the picture exactly.
         size: (H, W) of the picture.
 
     Returns:
@@ -34,11 +35,10 @@ def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
         return _resized(logits, size)
     top, down = _cells_along(height, int(size[0]), logits.device)
     left, across = _cells_along(width, int(size[1]), logits.device)
-    rows = logits.permute(1, 2, 0)
-    rows = torch.cat([rows, rows[-1:]])  # the last row and column have themselves as neighbours
-    pixels = torch.cat([rows, rows[:, -1:]], 1)
-    near = pixels.argmax(2)
-    first = near[:-1, :-1]
+    pixels = _by_pixel(logits)
+    first = pixels.argmax(1).reshape(height, width)
+    near = torch.cat([first, first[-1:]])  # the last row and column have themselves as neighbours
+    near = torch.cat([near, near[:, -1:]], 1)
     alike = (first == near[:-1, 1:]) & (first == near[1:, :-1]) & (first == near[1:, 1:])
     cells = (~alike).flatten().nonzero()[:, 0]
     if len(cells) > MOST * height * width:
@@ -46,21 +46,24 @@ def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
     labels = first.index_select(1, left).index_select(0, top)
     numbers = cells.new_full((height * width,), -1)
     numbers[cells] = torch.arange(len(cells), device=cells.device)
-    number = numbers.reshape(height, width).index_select(1, left).index_select(0, top)
-    rows, columns = (number >= 0).nonzero(as_tuple=True)
-    own = number[rows, columns]
-    for slots, values, names in _in_question(pixels, cells):
-        slot = slots[own]
+    number = numbers.reshape(height, width).index_select(1, left).index_select(0, top).flatten()
+    places = (number >= 0).nonzero()[:, 0]
+    own = number.index_select(0, places)
+    for slots, values, names in _in_question(pixels, cells, width):
+        slot = slots.index_select(0, own)
         for part in torch.split((slot >= 0).nonzero()[:, 0], PIXELS):
-            y, x, here = rows[part], columns[part], slot[part]
+            place, here = places.index_select(0, part), slot.index_select(0, part)
+            y, x = down.index_select(0, place // size[1])[:, None], across.index_select(0, place % size[1])[:, None]
             a, b, c, d = values.index_select(0, here).unbind(1)
-            upper, lower = torch.lerp(a, b, across[x, None]), torch.lerp(c, d, across[x, None])
-            labels[y, x] = names[here, torch.lerp(upper, lower, down[y, None]).argmax(1)]
+            best = torch.lerp(torch.lerp(a, b, x), torch.lerp(c, d, x), y).argmax(1, keepdim=True)
+            labels.view(-1)[place] = names.index_select(0, here).gather(1, best)[:, 0]
     return labels
 
 
 def _resized(logits: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(logits[None], size=tuple(size), mode="bilinear", align_corners=False)[0].argmax(0)
+    # Channels last, as PyTorch's convolutions give them: other runtimes' are enlarged several times as slowly.
+    logits = logits[None].contiguous(memory_format=torch.channels_last)
+    return F.interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)[0].argmax(0)
 
 
 def largest(maps: Tensor) -> Tensor:
@@ -72,24 +75,31 @@ def largest(maps: Tensor) -> Tensor:
     return labels
 
 
-def _in_question(pixels: Tensor, cells: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _by_pixel(maps: Tensor) -> Tensor:
+    """Maps (K, h, w) as (h * w, K), contiguous."""
+    if maps.device.type == "cpu" and maps.is_contiguous():  # as other runtimes give them
+        return torch.from_numpy(cv2.transpose(maps.flatten(1).numpy()))  # PyTorch itself takes three times as long
+    return maps.permute(1, 2, 0).flatten(0, 1).contiguous()
+
+
+def _in_question(pixels: Tensor, cells: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Groups of cells, with the classes that may be the largest there and their logits.
 
     Args:
-        pixels: (h + 1, w + 1, K) logits.
-        cells: which of the h * w between their neighbours.
+        pixels: (h * w, K) logits.
+        cells: each by the upper left one of its neighbours.
+        width: w.
 
     Yields:
         the place of each cell in the group or -1, the logits (N, 4, k) of the neighbours of those in it, the upper
         ones first, and the classes (N, k), in rising order; the first one again where there are fewer than k.
     """
-    width = pixels.shape[1] - 1
-    flat = pixels.flatten(0, 1)
-    upper = cells + cells // width  # each row has one more neighbour than cells
-    corners = torch.stack([upper, upper + 1, upper + width + 1, upper + width + 2], 1)
+    right = (cells % width < width - 1).long()
+    below = (cells < len(pixels) - width).long() * width
+    corners = torch.stack([cells, cells + right, cells + below, cells + below + right], 1)
     found = [cells.new_empty(0, 2)]
     for start, part in zip(range(0, len(cells), CELLS), torch.split(corners, CELLS), strict=False):
-        values = flat.index_select(0, part.flatten()).reshape(-1, 4, flat.shape[1])
+        values = pixels.index_select(0, part.flatten()).reshape(-1, 4, pixels.shape[1])
         possible = values.amax(1) >= values.amin(1).amax(1, keepdim=True)
         found.append(possible.nonzero().add_(cells.new_tensor([start, 0])))
     cell, name = torch.cat(found).unbind(1)
@@ -104,7 +114,7 @@ def _in_question(pixels: Tensor, cells: Tensor) -> Iterator[tuple[Tensor, Tensor
         slot = slots[cell]
         mine = slot >= 0
         names[slot[mine], place[mine]] = name[mine]
-        yield slots, flat[corners[some][:, :, None], names[:, None]], names
+        yield slots, pixels[corners[some][:, :, None], names[:, None]], names
 
 
 def _cells_along(length: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor]:

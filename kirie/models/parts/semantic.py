@@ -183,15 +183,15 @@ class SemanticModel(SegmentationModel):
                     "The model gives NaN or infinity for this picture: its weights are broken, or too large for the "
                     "number format."
                 )
-            # Channels last, as PyTorch's convolutions give them: other runtimes' are enlarged several times as slowly.
-            logits = logits[None].float().contiguous(memory_format=torch.channels_last)
+            logits = logits.float()
             if scores or self.binary or same(logits.shape[-2:], size):
-                logits = resized(logits, size)
-                labels = logits[0, 0] > 0 if self.binary else logits[0].argmax(0)
+                # Channels last is several times as fast here; other runtimes give the channels first.
+                logits = resized(logits[None].contiguous(memory_format=torch.channels_last), size)[0]
+                labels = logits[0] > 0 if self.binary else logits.argmax(0)
             else:
-                labels = largest_at(logits[0], size)
+                labels = largest_at(logits, size)
             numbers: Any = labels.cpu().numpy().astype(np.uint8 if self.classes.void == 255 else np.int32)
-            maps.append(SemanticMap(numbers, self.classes, _probabilities(logits[0]) if scores else None))
+            maps.append(SemanticMap(numbers, self.classes, _probabilities(logits) if scores else None))
         return maps
 
 

@@ -145,7 +145,7 @@ def _as_system_fault() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(f"OpenVINO tells {str(error).splitlines()[-1].strip()!r:.80}") from error
+        raise OSError(f"OpenVINO tells {' '.join(str(error).split())[-80:]!r}") from error
 
 
 class TorchParts(Parts):

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 MOST = 0.5  # of the cells that are compared class by class
 FEW = 4  # classes in question; cells with more are compared by themselves
-CELLS = 1 << 8  # that are looked at at once, all classes of them
-PIXELS = 1 << 16  # likewise, the classes in question
+CELLS = 1 << 8  # that a CPU's caches hold at once, all classes of them; a GPU takes many times as many
+PIXELS = 1 << 16  # that are looked at at once, the classes in question
 
 
 def largest_at(logits: Tensor, size: Sequence[int]) -> Tensor:
@@ -98,7 +98,8 @@ def _in_question(pixels: Tensor, cells: Tensor, width: int) -> Iterator[tuple[Te
     below = (cells < len(pixels) - width).long() * width
     corners = torch.stack([cells, cells + right, cells + below, cells + below + right], 1)
     found = [cells.new_empty(0, 2)]
-    for start, part in zip(range(0, len(cells), CELLS), torch.split(corners, CELLS), strict=False):
+    some = CELLS if pixels.device.type == "cpu" else 64 * CELLS
+    for start, part in zip(range(0, len(cells), some), torch.split(corners, some), strict=False):
         values = pixels.index_select(0, part.flatten()).reshape(-1, 4, pixels.shape[1])
         possible = values.amax(1) >= values.amin(1).amax(1, keepdim=True)
         found.append(possible.nonzero().add_(cells.new_tensor([start, 0])))
@@ -106,15 +107,15 @@ def _in_question(pixels: Tensor, cells: Tensor, width: int) -> Iterator[tuple[Te
     counts = torch.bincount(cell, minlength=len(cells))
     firsts = counts.cumsum(0) - counts
     place = torch.arange(len(cell), device=cell.device) - firsts[cell]
-    for some in (counts <= FEW, counts > FEW):
-        if not bool(some.any()):
+    for these in (counts <= FEW, counts > FEW):
+        if not bool(these.any()):
             continue
-        names = name[firsts[some], None].repeat(1, int(counts[some].max()))
-        slots = (some.cumsum(0) - 1).where(some, -1)
+        names = name[firsts[these], None].repeat(1, int(counts[these].max()))
+        slots = (these.cumsum(0) - 1).where(these, -1)
         slot = slots[cell]
         mine = slot >= 0
         names[slot[mine], place[mine]] = name[mine]
-        yield slots, pixels[corners[some][:, :, None], names[:, None]], names
+        yield slots, pixels[corners[these][:, :, None], names[:, None]], names
 
 
 def _cells_along(length: int, wanted: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -72,12 +72,10 @@ def quantised(graph: Any, inputs: Inputs, names: Sequence[str]) -> Any:
         names: of its inputs.
 
     Raises:
-        KirieError: when nncf is not installed, or there is nothing to calibrate by.
+        KirieError: when there is nothing to calibrate by.
     """
-    try:
-        import nncf
-    except ImportError as error:
-        raise KirieError("nncf, which computes 8-bit models, is not installed: pip install 'kirie[export]'.") from error
+    import nncf
+
     if not inputs:
         raise KirieError("The model finds no object in these pictures, so that its heads cannot be calibrated.")
     logging.getLogger("nncf").setLevel(logging.ERROR)

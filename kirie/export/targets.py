@@ -31,10 +31,12 @@ class Parts(ABC):
     Attributes:
         ending: of the network's file.
         precisions: that there are for this target.
+        packages: that it takes; of int8, nncf besides.
     """
 
     ending: ClassVar[str]
     precisions: ClassVar[tuple[str, ...]]
+    packages: ClassVar[tuple[str, ...]]
 
     def __init__(self, path: Path, model: SegmentationModel, precision: str) -> None:
         self.path, self.model, self.precision = path, model, precision
@@ -68,12 +70,12 @@ class OnnxParts(Parts):
 
     ending = ".onnx"
     precisions = ("fp32", "fp16", "int8")
+    packages = ("onnx", "onnxscript", "onnxruntime")
 
     def write(self, calibrating: Dataset | None) -> None:
         """See `Parts`."""
         import onnx
 
-        graph_class("onnx")
         programs = self.programs()  # before the model is put into another memory format to calibrate by it
         seen = {} if calibrating is None else calibration(self.model, calibrating, tuple(self.model.heads()))
         for name, file, program, outputs in programs:
@@ -102,12 +104,12 @@ class OpenVINOParts(Parts):
 
     ending = ".xml"
     precisions = ("fp32", "bf16", "fp16", "int8")
+    packages = ("onnx", "onnxscript", "openvino")
 
     def write(self, calibrating: Dataset | None) -> None:
         """See `Parts`."""
         import openvino
 
-        graph_class("openvino")
         programs = self.programs()  # before the model is put into another memory format to calibrate by it
         seen = {} if calibrating is None else calibration(self.model, calibrating, tuple(self.model.heads()))
         for name, file, program, outputs in programs:
@@ -156,6 +158,7 @@ class TorchParts(Parts):
 
     ending = ".pt2"
     precisions = ("fp32",)
+    packages = ()
 
     def write(self, calibrating: Dataset | None) -> None:
         """See `Parts`."""

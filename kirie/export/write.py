@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -139,6 +140,9 @@ def _form(to: str, precision: str, data: object, max_loss: float) -> type[Parts]
     form: type[Parts] = look_up(TARGETS[to])
     if precision not in form.precisions:
         raise KirieError(f"For {to} there is {', '.join(form.precisions)}, got {precision}.")
+    missing = [name for name in (*form.packages, *["nncf"] * (precision == "int8")) if find_spec(name) is None]
+    if missing:
+        raise KirieError(f"Not installed: {', '.join(missing)}. Get what exports take: pip install 'kirie[export]'.")
     if precision == "int8" and data is None:
         raise KirieError("int8 is calibrated and measured on labelled pictures: give a data set (--data DATA).")
     if not 0 <= max_loss <= 1:

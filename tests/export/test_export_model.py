@@ -231,6 +231,19 @@ def test_a_place_that_cannot_be_written(model, tmp_path):
     assert sorted(each.name for each in tmp_path.iterdir()) == ["file", "run"]
 
 
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        ({"to": "openvino"}, "openvino"), ({"to": "openvino"}, "onnxscript"), ({"to": "onnx"}, "onnx"),
+        ({"to": "onnx"}, "onnxruntime"), ({"to": "onnx", "precision": "int8", "data": "data"}, "nncf"),
+    ],
+)  # fmt: skip
+def test_packages_that_are_not_installed(words, package, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(KirieError, match=rf"^Not installed: {package}\. .*pip install 'kirie\[export\]'"):
+        export_model(model, **words)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="a limit that only POSIX knows")
 @pytest.mark.parametrize("to", ["onnx", "openvino", "torch"])
 def test_a_full_disk(to, tmp_path):

@@ -341,12 +341,11 @@ def _axes(path: Path, shape: tuple[int, ...], names: Any) -> str:
     words = [name.lower() if isinstance(name, str) else "" for name in names or ()]
     roles = [next((role for role, known in AXES.items() if word in known), OTHER) for word in words]
     if len(roles) == len(shape) and {"Y", "X"} & set(roles):
-        several = [role == "C" and length > 1 for role, length in zip(roles, shape, strict=True)]
-        if any(several):  # another one, of length 1, says nothing
-            roles = [OTHER if role == "C" and not own else role for role, own in zip(roles, several, strict=True)]
         if len(roles) == 2 and OTHER in roles:
             roles[roles.index(OTHER)] = "X" if "Y" in roles else "Y"
-        letters = "".join(roles)
+        # Channels of length 1 say nothing, and there may be two such axes.
+        lengths = zip(roles, shape, strict=True)
+        letters = "".join(OTHER if (role, length) == ("C", 1) else role for role, length in lengths)
         if letters.count("Y") != 1 or letters.count("X") != 1 or letters.count("C") > 1:
             raise KirieError(
                 f"{path} has the shape {shape} and names its axes {', '.join(map(str, names))}; expected one `y`, one "

@@ -220,7 +220,7 @@ def test_other_ome_metadata(tmp_path, ome):
         ("northing E", (9, 12), (9, 12)), ("lon N", (9, 12), (12, 9)), ("year y x c", (1, 9, 12, 3), (9, 12)),
         ("c y x s", (1, 9, 12, 3), (9, 12)), ("c y x s", (3, 9, 12, 1), (9, 12)),
         ("scene c Y X", (1, 3, 9, 12), (9, 12)), ("s t c z y x", (1, 1, 3, 1, 9, 12), (9, 12)),
-        ("channel height width", (3, 2, 4), (2, 4)),
+        ("channel height width", (3, 2, 4), (2, 4)), ("c y x s", (1, 9, 12, 1), (9, 12)),
         ("height width rgb", (9, 12, 3), (9, 12)), ("band y x", (3, 9, 12), (9, 12)),
     ],
 )  # fmt: skip

@@ -133,7 +133,7 @@ def foreground(classes: Classes) -> tuple[int, ...]:
     """
     if not classes.has_background:
         raise KirieError(
-            f"Only a map with a class called background can be cleaned or taken apart, and it has the classes "
+            "Only a map whose first class is called background can be cleaned or taken apart, and it has the classes "
             f"{', '.join(classes.names[:8])}."
         )
     return tuple(range(1, len(classes)))

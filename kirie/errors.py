@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+
+# What the system says of a place where nothing can be written, however much room there is.
+_NO_PLACE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+)  # fmt: skip
+
 
 class KirieError(ValueError):
     """Something a user can mend: a file, a recipe, a data set, a request.
@@ -18,3 +25,9 @@ def counted(count: int, noun: str, nouns: str | None = None) -> str:
 
 class WriteError(KirieError):
     """The system refuses, a file to be written for the most part: with more room, or elsewhere, it may do it."""
+
+
+def refusal(error: OSError) -> str:
+    """Why the system refuses to write, and what to do about it, to end a message with; without the full stop."""
+    mend = "Choose" if error.errno in _NO_PLACE else "Free some space or choose"
+    return f"{error.strerror or error}. {mend} another place"

@@ -14,7 +14,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kirie.errors import KirieError, WriteError
+from kirie.errors import KirieError, WriteError, refusal
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -95,10 +95,7 @@ def _replacing(path: str | Path) -> Iterator[Path]:
             raise WriteError(f"{target} is a folder or a device; give the name of a file to write.")
         yield target
     except OSError as error:
-        raise WriteError(
-            f"Cannot write {target}: {error.strerror or error}. Free some space or choose another place; "
-            "earlier files are untouched."
-        ) from error
+        raise WriteError(f"Cannot write {target}: {refusal(error)}; earlier files are untouched.") from error
 
 
 class Frame(NamedTuple):
@@ -152,7 +149,7 @@ class GrowingFile:
             with suppress(OSError):  # these bytes were there before, so there is room for them
                 _write_at(self._file, self.end, self._foot)
                 self._file.truncate(self.end + len(self._foot))
-            raise WriteError(f"Cannot write {self._path}: {error.strerror or error}. Free some space.") from error
+            raise WriteError(f"Cannot write {self._path}: {refusal(error)}.") from error
         self.end += len(text)
 
 

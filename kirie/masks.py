@@ -297,10 +297,13 @@ def _decode(counts: bytes, size: tuple[int, int]) -> Crop:
         return _EMPTY
     left, top, right, bottom = box
     starts, ends = runs_of(counts)
-    edges = np.stack([starts, ends], 1).ravel() - left * size[0]
-    lengths = np.diff(edges, prepend=0, append=(right - left) * size[0])
-    columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(right - left, size[0])
-    return Crop(top, left, np.ascontiguousarray(columns[:, top:bottom].T))
+    width, height = right - left, bottom - top
+    column, row = np.divmod(starts, size[0])
+    first = (column - left) * height + row - top  # also of a run over several columns: then the box is the whole height
+    edges = np.stack([first, first + ends - starts], 1).ravel()
+    lengths = np.diff(edges, prepend=0, append=width * height)
+    columns = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height)
+    return Crop(top, left, np.ascontiguousarray(columns.T))
 
 
 def _decode_rows(counts: bytes, size: tuple[int, int], top: int, bottom: int) -> Crop:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from pycocotools import mask as reference
@@ -403,3 +405,20 @@ def test_a_mask_on_a_huge_picture_needs_no_memory_of_its_size():
     assert again.boxes().tolist() == [[59_500, 59_000, 59_540, 59_040]]
     assert again.crops()[0].bits.all()
     assert again.iou(masks).tolist() == [[1.0]]
+
+
+def test_crops_of_a_high_picture_take_no_more_memory():
+    def peak(height):
+        crop = Crop(height // 2, 500, np.random.default_rng(0).random((300, 400)) < 0.5)
+        masks = Masks.from_rles(Masks.from_crops([crop], (height, 1000)).rles(), (height, 1000))
+        tracemalloc.start()
+        try:
+            (again,) = masks.crops()
+            return tracemalloc.get_traced_memory()[1], np.array_equal(again.bits, crop.bits)
+        finally:
+            tracemalloc.stop()
+
+    low, high = peak(1000), peak(1_000_000)
+    assert low[1]
+    assert high[1]
+    assert high[0] < 1.2 * low[0]

@@ -19,7 +19,7 @@ import torch
 from kirie.data import open_dataset
 from kirie.data.dataset import Dataset
 from kirie.demo_pictures import demo_picture, demo_source
-from kirie.errors import KirieError, WriteError
+from kirie.errors import KirieError, WriteError, refusal
 from kirie.export import TARGETS
 from kirie.export.capture import OPSET
 from kirie.export.proof import Proof, milliseconds, proof_pictures, prove
@@ -173,9 +173,7 @@ def _writing(place: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(
-            f"Cannot write {place}: {error.strerror or error}. Free some space or choose another place by --out."
-        ) from error
+        raise WriteError(f"Cannot write {place}: {refusal(error)} by --out.") from error
 
 
 def _pictures(model: SegmentationModel, dataset: Dataset | None, given: Sequence[Any] | None) -> list[Picture]:

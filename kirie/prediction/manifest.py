@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from kirie.errors import KirieError
+from kirie.errors import KirieError, refusal
 from kirie.files import Frame, part_of
 from kirie.reading.remote import Url
 
@@ -105,7 +105,7 @@ class Manifest:
             self._file.write(line)
             self._file.flush()
         except OSError as error:
-            raise KirieError(f"Cannot write {self._file.name}: {error.strerror or error}. Free some space.") from error
+            raise KirieError(f"Cannot write {self._file.name}: {refusal(error)}.") from error
 
 
 @contextmanager
@@ -143,10 +143,7 @@ def open_manifest(
                     file.flush()
             yield Manifest(file, done, finished, begun)
     except OSError as error:
-        raise KirieError(
-            f"Cannot keep {path}, which says what has been done: {error.strerror or error}. Free some space or choose "
-            "another folder."
-        ) from error
+        raise KirieError(f"Cannot keep {path}, which says what has been done: {refusal(error)}.") from error
 
 
 def is_finished(file: BinaryIO) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
-from kirie.errors import WriteError
+from kirie.errors import WriteError, refusal
 from kirie.files import stand_in_of, whole_file
 from kirie.prediction.large_result import BAND
 from kirie.reading.windows import LargePicture, zarr_package
@@ -112,9 +112,7 @@ def write_zarr(path: Path, bands: Bands, shape: tuple[int, int], dtype: Any, att
             shutil.rmtree(path)
         stand_in.replace(path)
     except OSError as error:
-        raise WriteError(
-            f"Cannot write {path}: {error.strerror or error}. Free some space or choose another place."
-        ) from error
+        raise WriteError(f"Cannot write {path}: {refusal(error)}.") from error
     finally:
         with suppress(OSError):
             shutil.rmtree(stand_in)

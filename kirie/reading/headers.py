@@ -166,15 +166,11 @@ def _tiff_facts(path: str | Path, file: BinaryIO, in_parts: bool) -> ImageFacts:
         page = series.keyframe
         height, width = int(page.imagelength), int(page.imagewidth)
         _check_pixels(path, (height, width), in_parts)
-        extra = [
-            axis
-            for axis, length in zip(series.axes, series.shape, strict=True)
-            if length > 1 and axis not in "YXSCQ"  # a stack in depth or time
-        ]
-        if extra:
+        count = _pictures_in(tiff)
+        if count > 1:
             raise KirieError(
-                f"{path} is a stack of {int(np.prod(series.shape)) // (height * width)} pictures (axes "
-                f"{series.axes}); kirie reads single pictures. Save each one as a file of its own."
+                f"{path} is a stack of {count} pictures (axes {series.axes}); kirie reads single pictures. Save each "
+                "one as a file of its own."
             )
         channels = int(np.prod(series.shape)) // max(height * width, 1)
         _check_pixels(path, (height, width * max(channels // 4, 1)), in_parts)
@@ -187,6 +183,20 @@ def _tiff_facts(path: str | Path, file: BinaryIO, in_parts: bool) -> ImageFacts:
     return ImageFacts(
         size, 3 if palette else channels, max(bits) if isinstance(bits, tuple) else bits, "TIFF", palette, orientation
     )
+
+
+def _pictures_in(tiff: tifffile.TiffFile) -> int:
+    """How many pictures of the first one's size a TIFF holds: in depth, in time, or page by page."""
+    first = tiff.series[0]
+    if len(tiff.series) > 1:  # smaller ones are levels of detail, thumbnails and labels
+        pages = [s for s in tiff.series if not (s.keyframe.is_reduced or s.keyframe.is_mask or s.keyframe.is_subifd)]
+        same = sum(each.shape == first.shape for each in pages)
+        if same > 1:
+            return same
+    lengths = dict(zip(first.axes, first.shape, strict=True))
+    # Axes without a name (Q) are the channels, unless the numbers of a pixel already lie side by side (S).
+    own = "YXS" if lengths.get("S", 1) > 1 else "YXSCQ"
+    return int(np.prod([length for axis, length in lengths.items() if axis not in own]))
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:

@@ -1,15 +1,18 @@
 """What an exported model says about itself: the card of the model it was made from, and how it was made and proved.
 
 It stands as JSON in the exported file: the entries of a model file's card, and one more, `export`. Files that belong to
-it lie beside it and are named with their digests, so that no part of another export is ever taken for its own.
+it lie beside it and are named with their digests, so that no part of another export is ever taken for its own. The
+digest of the exported file itself, its seal, is that of its bytes with zeros in the place of the seal.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from kirie.models.file import MAX_METADATA, ModelCard, card_of
 from kirie.runtimes import ENDINGS, graph_class, runtime_of
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+_SEAL = "seal:"
+_UNSEALED = _SEAL + "0" * 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Export:
         proof: how it compares with the original, see `kirie.export.proof`.
         milliseconds: of a whole prediction by "torch" and by the runtime, measured one after the other.
         machine: the processor that took them.
+        seal: tells whether the file that says all this is as it was written; see `seal`.
     """
 
     runtime: str
@@ -49,6 +55,7 @@ class Export:
     proof: Mapping[str, Any] = field(default_factory=dict)
     milliseconds: Mapping[str, float] = field(default_factory=dict)
     machine: str = ""
+    seal: str = _UNSEALED
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -100,8 +107,35 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def seal(path: Path) -> None:
+    """Puts the digest of an exported file, whose note is not sealed yet, into its note."""
+    (place,) = _places(path, _UNSEALED)
+    own = _SEAL + _digest_without(path, place)
+    with path.open("r+b") as file:
+        file.seek(place)
+        file.write(own.encode())
+
+
+def _places(path: Path, text: str) -> list[int]:
+    """Where in a file a text stands."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
+        return [match.start() for match in re.finditer(re.escape(text.encode()), data)]
+
+
+def _digest_without(path: Path, place: int) -> str:
+    """The SHA-256 of a file with zeros in place of the seal that stands at a place of it."""
+    with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data, memoryview(data) as view:
+        digest = hashlib.sha256(view[:place])
+        digest.update(_UNSEALED.encode())
+        digest.update(view[place + len(_UNSEALED) :])
+    return digest.hexdigest()
+
+
 def check_files(export: Export, path: Path) -> None:
-    """Raises a KirieError where a file that belongs to an export is missing or is another one."""
+    """Raises a KirieError where an exported file is damaged, or one that belongs to it is missing or another one."""
+    places = _places(path, export.seal)
+    if len(places) != 1 or export.seal != _SEAL + _digest_without(path, places[0]):
+        raise KirieError(f"{path} was changed since it was exported, or is damaged: export it anew.")
     for name, digest in export.files.items():
         part = path.with_name(name)
         if not part.is_file():
@@ -131,6 +165,8 @@ def _export_of(entry: Any, path: Path) -> Export:
             and all(isinstance(name, str) for name in export.heads)
             and all(type(value) in (int, float) for value in export.milliseconds.values())
             and isinstance(export.proof, dict)
+            and isinstance(export.seal, str)
+            and re.fullmatch(_SEAL + "[0-9a-f]{64}", export.seal)
         )
     except (TypeError, AttributeError) as error:
         raise KirieError(f"{path}: its entry `export` is none of this kirie's ({error}): export it anew.") from error

@@ -1,9 +1,11 @@
 """What an export's file says, how it is proved, refused, chosen, and found again."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -325,3 +327,29 @@ def test_objects_are_compared_one_by_one():
     assert _objects(first, objects(both[1:], [0.8])) == (1, 2, 1)
     moved = objects([both[0], (20, 21, 36, 36)], [0.9, 0.8])
     assert _objects(first, moved) == (2, 2, pytest.approx(15 / 16))
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.xml"])
+def test_changed_bytes_of_the_file_itself_are_refused(run, tmp_path, name):
+    for file in run.iterdir():
+        shutil.copy(file, tmp_path / file.name)
+    path = tmp_path / name
+    whole = path.read_bytes()
+    kirie.load(path)
+    # A weight, or the name of a class: neither runtime minds.
+    place = len(whole) // 3 if name == "model.onnx" else whole.index(CLASSES.names[-1].encode())
+    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+    with pytest.raises(KirieError, match=f"{re.escape(name)} was changed since it was exported, or is damaged"):
+        kirie.load(path)
+    assert path not in loading.exports_of(tmp_path / "model.safetensors")
+
+
+def test_an_export_without_a_seal_is_refused(run, tmp_path):
+    path = Path(shutil.copy(run / "model.onnx", tmp_path))
+    seal = read_record(path)[1].seal
+    path.write_bytes(path.read_bytes().replace(seal.encode(), b"seal:" + b"0" * 64))
+    with pytest.raises(KirieError, match="was changed"):
+        kirie.load(path)
+    path.write_bytes(path.read_bytes().replace(b"seal:" + b"0" * 64, seal.upper().encode()))
+    with pytest.raises(KirieError, match="none of this kirie's"):
+        kirie.load(path)

@@ -114,7 +114,7 @@ def test_what_cannot_be_tuned_is_told(run, tmp_path):
     with pytest.raises(KirieError, match="for semantic models"):
         tune(tmp_path / "objects.safetensors", dataset())
     save(colour_unet(Classes(("a", "b"))), tmp_path / "all.safetensors")
-    with pytest.raises(KirieError, match="class called background"):
+    with pytest.raises(KirieError, match="first class is called background"):
         tune(tmp_path / "all.safetensors", dataset())
 
 

@@ -162,10 +162,40 @@ def test_infrared_is_no_alpha(tmp_path, dtype):
     assert np.array_equal(read_image(tmp_path / "n.tif"), read[..., :3])
 
 
-def test_stack_in_depth_is_refused(tmp_path):
-    tifffile.imwrite(tmp_path / "z.tif", np.zeros((9, 20, 30), np.uint8), metadata={"axes": "ZYX"})
+def _pages(path, pixels, **options):
+    with tifffile.TiffWriter(path) as tiff:
+        for page in pixels:
+            tiff.write(page, **options)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, pixels: tifffile.imwrite(path, pixels[..., 0], metadata={"axes": "ZYX"}),
+        lambda path, pixels: tifffile.imwrite(path, pixels, photometric="rgb"),
+        lambda path, pixels: tifffile.imwrite(path, pixels, photometric="rgb", imagej=True),
+        lambda path, pixels: Image.fromarray(pixels[0]).save(
+            path, save_all=True, append_images=[Image.fromarray(page) for page in pixels[1:]]
+        ),
+        lambda path, pixels: _pages(path, pixels, photometric="rgb"),
+        lambda path, pixels: _pages(path, pixels[..., 0]),
+    ],
+    ids=["in depth", "RGB", "RGB of ImageJ", "pages of Pillow", "pages of RGB", "pages of grey"],
+)
+def test_stacks_are_refused(tmp_path, write):
+    write(tmp_path / "z.tif", RNG.integers(0, 256, (9, 20, 30, 3), np.uint8))
     with pytest.raises(KirieError, match=r"z\.tif is a stack of 9 pictures"):
         read_image(tmp_path / "z.tif")
+
+
+def test_levels_and_thumbnails_make_no_stack(tmp_path):
+    pixels = RNG.integers(0, 256, (40, 60, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "levels.tif") as tiff:
+        tiff.write(pixels, photometric="rgb", subifds=1)
+        tiff.write(pixels[::2, ::2], photometric="rgb", subfiletype=1)
+        tiff.write(pixels[::4, ::4], photometric="rgb")
+        tiff.write(pixels[::4, ::4], photometric="rgb")
+    assert np.array_equal(read_image(tmp_path / "levels.tif"), pixels)
 
 
 # Label files

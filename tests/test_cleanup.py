@@ -207,8 +207,8 @@ def test_objects_have_classes_and_mean_probabilities():
         (lambda: CleanupSettings.from_dict({"rules": {"small": 3}}), "rules of a clean-up have"),
         (lambda: CleanupSettings.from_dict({"classes": 3}), "by the names of classes"),
         (lambda: clean(semantic(blobs()), CleanupSettings(classes={"cel": RegionRules()})), "'cel'"),
-        (lambda: clean(semantic(blobs(), Classes(("a", "b"))), CleanupSettings()), "first class is called background"),
-        (lambda: objects(semantic(blobs(), Classes(("a", "b"))), CleanupSettings()), "first class is called background"),
+        (lambda: clean(semantic(blobs(), Classes(("a", "b"))), CleanupSettings()), "first class is called"),
+        (lambda: objects(semantic(blobs(), Classes(("a", "b"))), CleanupSettings()), "first class is called"),
     ],
 )
 def test_what_makes_no_sense_is_told(make, told):

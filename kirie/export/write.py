@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -159,12 +159,21 @@ def _check_place(place: Path, to: str, ending: str, *, overwrite: bool) -> None:
 
 @contextmanager
 def _drafts(place: Path) -> Iterator[Path]:
-    """A folder beside a file that is to be written, for what is being made of it; gone with the block."""
-    with _writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        folder = TemporaryDirectory(prefix=".kirie-export-", dir=place.parent)
-    with folder:
-        yield Path(folder.name)
+    """A folder beside a file that is to be written, for what is being made of it; gone with the block.
+
+    So are those made for it, where the block leaves them empty.
+    """
+    missing = [folder for folder in place.parents if not folder.exists()]
+    try:
+        with _writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            drafts = TemporaryDirectory(prefix=".kirie-export-", dir=place.parent)
+        with drafts:
+            yield Path(drafts.name)
+    finally:
+        with suppress(OSError):
+            for folder in missing:
+                folder.rmdir()
 
 
 @contextmanager

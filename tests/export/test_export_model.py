@@ -78,8 +78,9 @@ def test_an_exported_model_is_measured_like_any(run, data):
 
 def test_a_proof_that_fails_leaves_nothing(model, monkeypatch):
     monkeypatch.setattr("kirie.export.proof.LEAST_EQUAL", 1.1)
-    with pytest.raises(KirieError, match="not what the model is, so nothing was written"):
-        export_model(model, to="onnx")
+    for out in (None, model.parent / "a" / "b" / "model.onnx"):
+        with pytest.raises(KirieError, match="not what the model is, so nothing was written"):
+            export_model(model, to="onnx", out=out)
     assert [file.name for file in model.parent.iterdir()] == ["model.safetensors"]
 
 

@@ -1,7 +1,8 @@
-"""How much memory a model needs for a picture, and how much there is."""
+"""How much memory a model needs for a picture, how much there is, and giving back what is freed."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -52,6 +53,15 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min([_of_machine(), *_of_groups(Path("/"))])
+
+
+def trim_heap() -> None:
+    """Gives freed memory back to the system where the C library, glibc, keeps it between what is in use.
+
+    After an hour of tiles that comes to hundreds of megabytes. It takes milliseconds.
+    """
+    with suppress(OSError, TypeError, AttributeError):  # other systems have no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _of_groups(root: Path) -> Iterator[int]:

@@ -1,6 +1,10 @@
 """Pictures in windows: what comes out is what the whole gives."""
 
+import ctypes
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from kirie.classes import Classes
 from kirie.cleanup import CleanupSettings, RegionRules
 from kirie.errors import KirieError
 from kirie.models.contract import InputFacts
-from kirie.models.memory import _of_groups, free_memory
+from kirie.models.memory import _of_groups, free_memory, trim_heap
 from kirie.models.unet import UNet
 from kirie.prediction.grid import Grid
 from kirie.prediction.panoptic_pair import PanopticPair, shown_pair
@@ -285,6 +289,21 @@ def test_what_a_container_allows(tmp_path, monkeypatch, line, home, names):
     assert list(_of_groups(tmp_path)) == []
     monkeypatch.setattr("kirie.models.memory._of_groups", lambda root: iter([12345]))
     assert free_memory(torch.device("cpu")) == 12345
+
+
+def test_freed_memory_goes_back_to_the_system():
+    if not (sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim")):
+        pytest.skip("the C library is not glibc")
+
+    def held():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blocks = [np.ones(100_000, np.uint8) for _ in range(1000)]
+    blocks = blocks[::20]  # what stays keeps the rest from being given back
+    before = held()
+    trim_heap()
+    assert before - held() > 60_000_000
+    assert all(block.all() for block in blocks)
 
 
 def test_one_picture_in_python_and_words_for_tiles():

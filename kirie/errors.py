@@ -6,7 +6,8 @@ import errno
 
 # What the system says of a place where nothing can be written, however much room there is.
 _NO_PLACE = (
-    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG,
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS,
+    errno.ENAMETOOLONG,
 )  # fmt: skip
 
 

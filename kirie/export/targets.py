@@ -17,7 +17,7 @@ from kirie.export.precision import calibration, halve_weights, quantised
 from kirie.models.contract import SegmentationModel
 from kirie.runtimes import graph_class
 from kirie.runtimes.graph import NOTE, Array, Graph
-from kirie.runtimes.record import head_file, seal
+from kirie.runtimes.record import head_file
 
 
 class Parts(ABC):
@@ -47,7 +47,7 @@ class Parts(ABC):
 
     @abstractmethod
     def annotate(self, note: str) -> None:
-        """Puts the note into the network's file, and seals one that kirie reads again."""
+        """Puts the note into the network's file."""
 
     @abstractmethod
     def graph(self, path: Path, precision: str) -> Graph:
@@ -93,7 +93,6 @@ class OnnxParts(Parts):
         model = onnx.load(str(self.path))
         onnx.helper.set_model_props(model, {NOTE: note})
         onnx.save(model, str(self.path))
-        seal(self.path)
 
     def graph(self, path: Path, precision: str) -> Graph:
         """See `Parts`."""
@@ -136,7 +135,6 @@ class OpenVINOParts(Parts):
         del model  # it reads its weights from the file that is replaced now
         for each in (other, other.with_suffix(".bin")):
             each.replace(each.with_name(each.name.removeprefix("noted-")))
-        seal(self.path)
 
     def graph(self, path: Path, precision: str) -> Graph:
         """See `Parts`."""

@@ -33,7 +33,7 @@ from kirie.prediction.pictures import Picture, as_picture
 from kirie.prediction.predictor import Predictor
 from kirie.runtimes import runtime_of
 from kirie.runtimes.exported import with_graphs
-from kirie.runtimes.record import PRECISIONS, Export, default_name, digest_of, note_of
+from kirie.runtimes.record import PRECISIONS, Export, default_name, digest_of, free_seal, note_of, seal
 
 PICTURES = 3  # of a data set that an export is proved on
 PACKAGES = ("kirie", "torch", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
@@ -119,9 +119,12 @@ def export_model(
             proof=proof.to_dict() | ({} if scores is None else {"scores": list(scores)}),
             milliseconds={"torch": times[0], to: times[1]},
             machine=platform.processor() or platform.machine(),
+            seal=None if runtime_of(place) is None else free_seal(),
         )
         with _writing(place):
             parts.annotate(note_of(card, made, place))
+            if made.seal is not None:
+                made = replace(made, seal=seal(parts.path, made.seal))
         others = [name for name in own if place.with_name(name).exists() and not overwrite]
         if others:
             raise KirieError(f"{place.with_name(others[0])} is there already: replace it with --overwrite.")
@@ -171,8 +174,8 @@ def _drafts(place: Path) -> Iterator[Path]:
         with drafts:
             yield Path(drafts.name)
     finally:
-        with suppress(OSError):
-            for folder in missing:
+        for folder in missing:
+            with suppress(OSError):
                 folder.rmdir()
 
 

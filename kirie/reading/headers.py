@@ -162,15 +162,15 @@ def _orientation(picture: Image.Image) -> int:
 
 def _tiff_facts(path: str | Path, file: BinaryIO, in_parts: bool) -> ImageFacts:
     with tifffile.TiffFile(file) as tiff:
-        series = tiff.series[0]
+        series = first_series(tiff)
         page = series.keyframe
         height, width = int(page.imagelength), int(page.imagewidth)
         _check_pixels(path, (height, width), in_parts)
         count = _pictures_in(tiff)
         if count > 1:
             raise KirieError(
-                f"{path} is a stack of {count} pictures (axes {series.axes}); kirie reads single pictures. Save each "
-                "one as a file of its own."
+                f"{path} is a stack of {count} pictures; kirie reads single pictures. Save each one as a file of its "
+                "own."
             )
         channels = int(np.prod(series.shape)) // max(height * width, 1)
         _check_pixels(path, (height, width * max(channels // 4, 1)), in_parts)
@@ -185,15 +185,29 @@ def _tiff_facts(path: str | Path, file: BinaryIO, in_parts: bool) -> ImageFacts:
     )
 
 
+def first_series(tiff: tifffile.TiffFile) -> Any:
+    """The first picture in a TIFF itself; an OME-TIFF may list those of files beside it, and before it."""
+    return _own_series(tiff)[0]
+
+
+def _own_series(tiff: tifffile.TiffFile) -> list[Any]:
+    return [series for series in tiff.series if series.keyframe.parent is tiff] or list(tiff.series)
+
+
 def _pictures_in(tiff: tifffile.TiffFile) -> int:
-    """How many pictures of the first one's size a TIFF holds: in depth, in time, or page by page."""
-    first = tiff.series[0]
-    if len(tiff.series) > 1:  # smaller ones are levels of detail, thumbnails and labels
-        pages = [s for s in tiff.series if not (s.keyframe.is_reduced or s.keyframe.is_mask or s.keyframe.is_subifd)]
-        same = sum(each.shape == first.shape for each in pages)
-        if same > 1:
-            return same
-    lengths = dict(zip(first.axes, first.shape, strict=True))
+    """How many pictures of the first one's height and width a TIFF holds: in depth, in time, or page by page."""
+    first = first_series(tiff).keyframe
+    return sum(
+        _depth(series)
+        for series in _own_series(tiff)
+        if (series.keyframe.imagelength, series.keyframe.imagewidth) == (first.imagelength, first.imagewidth)
+        and (series.keyframe is first or not series.keyframe.is_mask)
+    )
+
+
+def _depth(series: Any) -> int:
+    """How many pictures a series of pages is."""
+    lengths = dict(zip(series.axes, series.shape, strict=True))
     # Axes without a name (Q) are the channels, unless the numbers of a pixel already lie side by side (S).
     own = "YXS" if lengths.get("S", 1) > 1 else "YXSCQ"
     return int(np.prod([length for axis, length in lengths.items() if axis not in own]))

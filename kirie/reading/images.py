@@ -24,6 +24,7 @@ from kirie.reading.headers import (
     ImageFacts,
     damaged,
     decoding,
+    first_series,
     image_facts,
     image_size,
     opened,
@@ -189,9 +190,10 @@ def _pillow_tiff(path: str | Path, file: BinaryIO) -> Image.Image | None:
     """The first page, decoded and turned by Pillow, which knows more compressions; None for other channels."""
     with decoding(path):
         with tifffile.TiffFile(file) as tiff:
-            page = tiff.series[0].keyframe
+            series = first_series(tiff)
+            page = series.keyframe
             other = 0 in page.extrasamples  # channels that are neither colour nor alpha
-            plain = len(tiff.series[0].pages) == 1 and page.dtype in (np.uint8, np.bool_) and not other
+            plain = len(series.pages) == 1 and page.dtype in (np.uint8, np.bool_) and not other
         file.seek(0)
         if not plain:
             return None
@@ -204,7 +206,7 @@ def _tiff_array(path: str | Path, file: BinaryIO) -> tuple[Pixels, bool]:
     """Pixels (H, W) or (H, W, C), not turned, and whether they are RGB."""
     file.seek(0)
     with decoding(path), tifffile.TiffFile(file) as tiff:
-        series = tiff.series[0]
+        series = first_series(tiff)
         pixels, axes = np.asarray(series.asarray()), series.axes
         is_color = series.keyframe.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
         planes = [axis for axis in range(len(axes)) if axes[axis] not in "YX"]

@@ -14,7 +14,7 @@ import tifffile
 
 from kirie.errors import KirieError
 from kirie.reading.georeference import TAGS, Tag
-from kirie.reading.headers import MAX_PIXELS, damaged, decoding
+from kirie.reading.headers import MAX_PIXELS, damaged, decoding, first_series
 from kirie.reading.images import (
     Pixels,
     counted_spread,
@@ -177,7 +177,7 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
                 tiff = stack.enter_context(tifffile.TiffFile(path))
                 tags = _geo_tags(tiff)
                 why = _why_whole(tiff, facts.orientation)
-                if facts.orientation == 1 and _is_plain(tiff.series[0].keyframe):
+                if facts.orientation == 1 and _is_plain(first_series(tiff).keyframe):
                     resolution, is_color = _resolution(tiff), _is_color(tiff)
                 picture = _tiff_picture(path, tiff, channels) if why is None else None
             if picture is not None:
@@ -199,7 +199,7 @@ def open_large(path: str | Path, channels: int = 3) -> Iterator[LargePicture]:
 
 def _why_whole(tiff: tifffile.TiffFile, orientation: int) -> str | None:
     """What keeps parts of a TIFF from being read by themselves, in words; None for nothing."""
-    series = tiff.series[0]
+    series = first_series(tiff)
     page = series.keyframe
     if orientation != 1 or not _is_plain(page):
         return "a TIFF of turned or other than grey or RGB pixels"
@@ -218,13 +218,13 @@ def _is_plain(page: Any) -> bool:
 
 
 def _geo_tags(tiff: tifffile.TiffFile) -> tuple[Tag, ...]:
-    page = tiff.series[0].keyframe
+    page = first_series(tiff).keyframe
     found = (page.tags.get(code) for code in TAGS)
     return tuple((tag.code, int(tag.dtype), tag.count, tag.value) for tag in found if tag)
 
 
 def _tiff_picture(path: Path, tiff: tifffile.TiffFile, channels: int) -> LargePicture:
-    series = tiff.series[0]
+    series = first_series(tiff)
     axes, shape = "".join(series.axes), tuple(series.shape)
     height, width = shape[axes.index("Y")], shape[axes.index("X")]
     read = _stored_rows(path, series, (height, width)) if _is_stored(series) else _by_axes(_array(path, tiff), axes)
@@ -233,11 +233,11 @@ def _tiff_picture(path: Path, tiff: tifffile.TiffFile, channels: int) -> LargePi
 
 
 def _is_color(tiff: tifffile.TiffFile) -> bool:
-    return tiff.series[0].keyframe.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    return first_series(tiff).keyframe.photometric in (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
 
 
 def _resolution(tiff: tifffile.TiffFile) -> tuple[Any, Any, int] | None:
-    tags = tiff.series[0].keyframe.tags
+    tags = first_series(tiff).keyframe.tags
     said = [tag.value for tag in map(tags.get, ("XResolution", "YResolution", "ResolutionUnit")) if tag]
     return (said[0], said[1], int(said[2])) if len(said) == 3 else None
 
@@ -275,7 +275,7 @@ def _stored_rows(path: Path, series: Any, size: tuple[int, int]) -> Read:
 
 def _array(path: Path, tiff: tifffile.TiffFile) -> Any:
     zarr = zarr_package(path)
-    return zarr.open(tiff.series[0].aszarr(level=0), mode="r")
+    return zarr.open(first_series(tiff).aszarr(level=0), mode="r")
 
 
 def zarr_package(path: Path) -> Any:

@@ -32,7 +32,11 @@ class OnnxGraph(Graph):
     @staticmethod
     def note(path: Path) -> str | None:
         """See `Graph`."""
-        found: str | None = _session(path, optimised=False).get_modelmeta().custom_metadata_map.get(NOTE)
+        session = _session(path, optimised=False)
+        try:
+            found: str | None = session.get_modelmeta().custom_metadata_map.get(NOTE)
+        except UnicodeDecodeError as error:
+            raise damaged(path, error) from error
         return found
 
 

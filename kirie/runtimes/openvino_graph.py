@@ -41,7 +41,10 @@ class OpenVINOGraph(Graph):
         model = _read(path)
         if not model.has_rt_info([NOTE]):
             return None
-        text: str = model.get_rt_info([NOTE]).astype(str)
+        try:
+            text: str = model.get_rt_info([NOTE]).astype(str)
+        except UnicodeDecodeError as error:
+            raise damaged(path, error) from error
         return text
 
 
@@ -56,5 +59,5 @@ def _read(path: Path) -> Any:
         raise KirieError(f"{path} needs {path.stem}.bin beside it, which is missing: copy it too, or export anew.")
     try:
         return _core().read_model(str(path))
-    except RuntimeError as error:
+    except (RuntimeError, UnicodeDecodeError) as error:
         raise damaged(path, error) from error

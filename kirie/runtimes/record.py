@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from mmap import ACCESS_READ, mmap
@@ -21,8 +22,8 @@ from kirie.models.file import MAX_METADATA, ModelCard, card_of
 from kirie.runtimes import ENDINGS, graph_class, runtime_of
 
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")
-_SEAL = "seal:"
-_UNSEALED = _SEAL + "0" * 64
+_SEAL = re.compile("seal:[0-9a-f]{64}")
+_LENGTH = len("seal:") + 64
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Export:
         proof: how it compares with the original, see `kirie.export.proof`.
         milliseconds: of a whole prediction by "torch" and by the runtime, measured one after the other.
         machine: the processor that took them.
-        seal: tells whether the file that says all this is as it was written; see `seal`.
+        seal: by which the file that says all this is told from a changed one, see `seal`; None where kirie does not
+            read it again.
     """
 
     runtime: str
@@ -55,7 +57,7 @@ class Export:
     proof: Mapping[str, Any] = field(default_factory=dict)
     milliseconds: Mapping[str, float] = field(default_factory=dict)
     machine: str = ""
-    seal: str = _UNSEALED
+    seal: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -107,13 +109,19 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def seal(path: Path) -> None:
-    """Puts the digest of an exported file, whose note is not sealed yet, into its note."""
-    (place,) = _places(path, _UNSEALED)
-    own = _SEAL + _digest_without(path, place)
+def free_seal() -> str:
+    """What stands in a note for the seal until there is one: like no other text in the file."""
+    return f"seal:{secrets.token_hex(32)}"
+
+
+def seal(path: Path, free: str) -> str:
+    """Puts the digest of an exported file where its note has a `free_seal`, and gives what stands there now."""
+    (place,) = _places(path, free)
+    own = _seal_of(path, place)
     with path.open("r+b") as file:
         file.seek(place)
         file.write(own.encode())
+    return own
 
 
 def _places(path: Path, text: str) -> list[int]:
@@ -122,19 +130,21 @@ def _places(path: Path, text: str) -> list[int]:
         return [match.start() for match in re.finditer(re.escape(text.encode()), data)]
 
 
-def _digest_without(path: Path, place: int) -> str:
-    """The SHA-256 of a file with zeros in place of the seal that stands at a place of it."""
+def _seal_of(path: Path, place: int) -> str:
+    """The seal of a file in which it stands at a place: the SHA-256 of the file with zeros there."""
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data, memoryview(data) as view:
         digest = hashlib.sha256(view[:place])
-        digest.update(_UNSEALED.encode())
-        digest.update(view[place + len(_UNSEALED) :])
-    return digest.hexdigest()
+        digest.update(b"0" * _LENGTH)
+        digest.update(view[place + _LENGTH :])
+    return f"seal:{digest.hexdigest()}"
 
 
 def check_files(export: Export, path: Path) -> None:
-    """Raises a KirieError where an exported file is damaged, or one that belongs to it is missing or another one."""
+    """Raises a KirieError where an exported file was changed, or one that belongs to it is missing or another one."""
+    if export.seal is None:
+        raise KirieError(f"{path} was exported by another version of kirie: export it anew.")
     places = _places(path, export.seal)
-    if len(places) != 1 or export.seal != _SEAL + _digest_without(path, places[0]):
+    if len(places) != 1 or export.seal != _seal_of(path, places[0]):
         raise KirieError(f"{path} was changed since it was exported, or is damaged: export it anew.")
     for name, digest in export.files.items():
         part = path.with_name(name)
@@ -165,8 +175,7 @@ def _export_of(entry: Any, path: Path) -> Export:
             and all(isinstance(name, str) for name in export.heads)
             and all(type(value) in (int, float) for value in export.milliseconds.values())
             and isinstance(export.proof, dict)
-            and isinstance(export.seal, str)
-            and re.fullmatch(_SEAL + "[0-9a-f]{64}", export.seal)
+            and (export.seal is None or _SEAL.fullmatch(export.seal))
         )
     except (TypeError, AttributeError) as error:
         raise KirieError(f"{path}: its entry `export` is none of this kirie's ({error}): export it anew.") from error

@@ -13,6 +13,7 @@ import torch
 
 import kirie
 from kirie.errors import KirieError
+from kirie.export import TARGETS
 from kirie.export.proof import proof_pictures, prove
 from kirie.export.write import export_model
 from kirie.masks import Masks
@@ -225,7 +226,7 @@ def test_what_cannot_be_is_told_before_anything_is_made(words, told, model):
 
 def test_a_place_that_cannot_be_written(model, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(KirieError, match=r"Cannot write .*model\.onnx: .*choose another place"):
+    with pytest.raises(KirieError, match=r"Cannot write .*model\.onnx: File exists\. Choose another place by --out"):
         export_model(model, to="onnx", out=tmp_path / "file" / "model.onnx")
 
     long = tmp_path / f"{'long' * 80}.onnx"
@@ -330,27 +331,41 @@ def test_objects_are_compared_one_by_one():
     assert _objects(first, moved) == (2, 2, pytest.approx(15 / 16))
 
 
+@pytest.mark.parametrize("bit", [1, 128])
 @pytest.mark.parametrize("name", ["model.onnx", "model.xml"])
-def test_changed_bytes_of_the_file_itself_are_refused(run, tmp_path, name):
+def test_changed_bytes_of_the_file_itself_are_refused(run, tmp_path, name, bit):
     for file in run.iterdir():
         shutil.copy(file, tmp_path / file.name)
     path = tmp_path / name
     whole = path.read_bytes()
     kirie.load(path)
-    # A weight, or the name of a class: neither runtime minds.
-    place = len(whole) // 3 if name == "model.onnx" else whole.index(CLASSES.names[-1].encode())
-    path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    with pytest.raises(KirieError, match=f"{re.escape(name)} was changed since it was exported, or is damaged"):
-        kirie.load(path)
-    assert path not in loading.exports_of(tmp_path / "model.safetensors")
+    # A weight and the name of a class, which no runtime minds; with the high bit the text is no UTF-8 any more.
+    weight = len(whole) // 3 if name == "model.onnx" else whole.index(b"Const")
+    for place in (weight, whole.index(CLASSES.names[-1].encode())):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        with pytest.raises(KirieError, match=f"{re.escape(name)}.*(was changed since it was exported|damaged)"):
+            kirie.load(path)
+        assert path not in loading.exports_of(tmp_path / "model.safetensors")
 
 
-def test_an_export_without_a_seal_is_refused(run, tmp_path):
+def test_an_export_with_another_seal_or_none_is_refused(run, tmp_path):
     path = Path(shutil.copy(run / "model.onnx", tmp_path))
     seal = read_record(path)[1].seal
-    path.write_bytes(path.read_bytes().replace(seal.encode(), b"seal:" + b"0" * 64))
-    with pytest.raises(KirieError, match="was changed"):
-        kirie.load(path)
-    path.write_bytes(path.read_bytes().replace(b"seal:" + b"0" * 64, seal.upper().encode()))
-    with pytest.raises(KirieError, match="none of this kirie's"):
-        kirie.load(path)
+    whole = path.read_bytes()
+    for other, words in (
+        (f'"seal:{"0" * 64}"', "was changed since it was exported"),
+        (f'"{seal.upper()}"', "none of this kirie's"),
+        ("null" + " " * (len(seal) - 2), "exported by another version"),
+    ):
+        path.write_bytes(whole.replace(f'"{seal}"'.encode(), other.encode()))
+        with pytest.raises(KirieError, match=words):
+            kirie.load(path)
+
+
+@pytest.mark.parametrize("to", TARGETS)
+def test_what_is_told_of_an_export_is_what_its_file_says(model, to):
+    made = export_model(model, to=to, pictures=[np.zeros((48, 64, 3), np.uint8)])
+    if to == "torch":
+        assert made.export.seal is None  # kirie does not read it again
+    else:
+        assert read_record(made.path)[1].to_dict() == json.loads(json.dumps(made.export.to_dict()))

@@ -19,6 +19,7 @@ from kirie.reading.images import (
     read_image,
     read_label_file,
 )
+from kirie.reading.windows import open_large
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH = 24, 37
@@ -186,6 +187,44 @@ def test_stacks_are_refused(tmp_path, write):
     write(tmp_path / "z.tif", RNG.integers(0, 256, (9, 20, 30, 3), np.uint8))
     with pytest.raises(KirieError, match=r"z\.tif is a stack of 9 pictures"):
         read_image(tmp_path / "z.tif")
+
+
+def test_pages_of_one_size_are_a_stack_whatever_their_numbers(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "z.tif") as tiff:
+        tiff.write(np.zeros((20, 30), np.uint16))
+        tiff.write(np.zeros((3, 20, 30), np.uint8), photometric="minisblack", metadata={"axes": "ZYX"})
+        tiff.write(np.zeros((20, 30, 3), np.uint8), photometric="rgb")
+    with pytest.raises(KirieError, match=r"z\.tif is a stack of 5 pictures"):
+        read_image(tmp_path / "z.tif")
+
+
+def test_a_mask_beside_its_picture_makes_no_stack(tmp_path):
+    pixels = RNG.integers(0, 256, (20, 30, 3), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "masked.tif") as tiff:
+        tiff.write(pixels, photometric="rgb")
+        tiff.write(np.ones((20, 30), bool), photometric="mask", subfiletype=4)
+    assert np.array_equal(read_image(tmp_path / "masked.tif"), pixels)
+
+
+def test_each_file_of_an_ome_set_is_its_own_picture(tmp_path):
+    images = "".join(
+        f'<Image ID="Image:{i}"><Pixels ID="Pixels:{i}" DimensionOrder="XYCZT" Type="uint8" SizeX="30" SizeY="20" '
+        f'SizeC="1" SizeZ="1" SizeT="1"><TiffData IFD="0" PlaneCount="1"><UUID FileName="{i}.tif">urn:uuid:{i}</UUID>'
+        "</TiffData></Pixels></Image>"
+        for i in range(2)
+    )
+    for i in range(2):
+        head = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{i}">'
+        tifffile.imwrite(
+            tmp_path / f"{i}.tif",
+            np.full((20, 30), 50 + 100 * i, np.uint8),
+            description=f'<?xml version="1.0"?>{head}{images}</OME>'.encode(),
+            metadata=None,
+        )
+    for i in range(2):
+        assert (read_image(tmp_path / f"{i}.tif") == 50 + 100 * i).all()
+        with open_large(tmp_path / f"{i}.tif") as picture:
+            assert (picture.read(0, 20, 0, 30) == 50 + 100 * i).all()
 
 
 def test_levels_and_thumbnails_make_no_stack(tmp_path):

@@ -41,6 +41,7 @@ _LENGTHS[[5, 7, 15, 17, 25, 27]] = 1
 _LENGTHS[[21, 33]] = math.sqrt(2)
 _LENGTHS[[13, 23]] = (1 + math.sqrt(2)) / 2
 _NEIGHBOURS = np.array([[10, 2, 10], [2, 1, 2], [10, 2, 10]], np.uint8)
+_AT_ONCE = 2**20  # pixels; NumPy counts numbers of 8 bytes, copies of what it is given
 
 
 @contextmanager
@@ -124,7 +125,10 @@ def _perimeter(bits: npt.NDArray[np.bool_]) -> float:
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
     border = full - cv2.erode(full, cross, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     around = cv2.filter2D(border, -1, _NEIGHBOURS, borderType=cv2.BORDER_CONSTANT)
-    return float(np.bincount(around.ravel(), minlength=len(_LENGTHS)) @ _LENGTHS)
+    flat = around.ravel()
+    parts = (flat[begin : begin + _AT_ONCE] for begin in range(0, flat.size, _AT_ONCE))
+    counts = sum(np.bincount(part, minlength=len(_LENGTHS)) for part in parts)
+    return float(counts @ _LENGTHS)
 
 
 def convex_area(bits: npt.NDArray[np.bool_]) -> int:

@@ -1,6 +1,7 @@
 """The table of objects against scikit-image, number by number."""
 
 import csv
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -75,6 +76,20 @@ def test_plain_forms(bits):
     numbers = np.arange(mask.size, dtype=np.uint16).reshape(*mask.shape, 1)
     (crop,) = Masks.from_dense(mask[None]).crops()
     assert_same(dict(zip(columns(1), measured(crop, under(crop, numbers)), strict=True)), expected(mask, numbers))
+
+
+def test_a_large_object_takes_a_few_bytes_for_each_pixel_of_its_box():
+    bits = np.zeros((3000, 3000), bool)
+    bits[::2, ::2] = bits[1000] = True
+    numbers = np.full((3000, 3000, 1), 7, np.uint8)
+    tracemalloc.start()
+    try:
+        row = measured(Crop(0, 0, bits), numbers)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / bits.size < 8
+    assert row[0] == bits.sum()
 
 
 def test_an_empty_mask_has_an_area_of_0_and_nothing_else():

@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).resolve().parent.parent / "kirie"
 
 LEVELS = {
     **dict.fromkeys(("errors", "files", "progress", "boxes", "masks", "classes", "results", "weight_map"), 0),
-    **dict.fromkeys(("class_lists", "cleanup", "lookup", "coco_words", "matches", "merging", "outlines"), 0),
-    **dict.fromkeys(("run_lengths", "terminal", "yolo_words"), 0),
+    **dict.fromkeys(("class_lists", "cleanup", "coco_words", "counting", "lookup", "matches", "merging"), 0),
+    **dict.fromkeys(("outlines", "run_lengths", "terminal", "yolo_words"), 0),
     "reading": 0,  # of files, for all above
     **dict.fromkeys(("losses", "criterion"), 1),
     **dict.fromkeys(("data", "models", "metrics", "drawing", "demo", "demo_pictures"), 2),

@@ -58,7 +58,7 @@ def free_memory(device: torch.device) -> int:
 def trim_heap() -> None:
     """Gives freed memory back to the system where the C library, glibc, keeps it between what is in use.
 
-    After an hour of tiles that comes to hundreds of megabytes. It takes some milliseconds for each hundred.
+    After an hour of tiles that comes to hundreds of megabytes. It takes some milliseconds.
     """
     with suppress(OSError, TypeError, AttributeError):  # other systems have no such function
         ctypes.CDLL(None).malloc_trim(0)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from kirie.classes import Classes
 from kirie.coco_words import bboxes, id_colors
+from kirie.counting import occurrences
 from kirie.drawing import draw
 from kirie.drawing.picture import as_picture
 from kirie.errors import KirieError
@@ -94,7 +95,7 @@ def save_segments(path: Path, one: LargePredicted, categories: Sequence[int]) ->
 
     def colors() -> Iterator[npt.NDArray[np.uint8]]:
         for top, ids in zip(range(0, one.size[0], BAND), result.ids(), strict=True):
-            areas[:] += np.bincount(ids.ravel(), minlength=count + 1)
+            areas[:] += occurrences(ids, count + 1)
             yield id_colors(np.where(ids > 0, ids, table[result.map(top, top + len(ids))]).astype(np.int32))
 
     write_tiff(path, colors(), (*one.size, 3), np.uint8, one.picture)

@@ -10,7 +10,6 @@ from typing import Any
 from kirie import __version__
 from kirie.errors import KirieError, WriteError
 from kirie.masks import MAX_PIXELS
-from kirie.models.memory import trim_heap
 from kirie.prediction.grid import Grid
 from kirie.prediction.large_result import LargeResult, RowStore, earlier_job, margin
 from kirie.prediction.manifest import File
@@ -76,7 +75,6 @@ def large_prediction(predictor: Tiled, file: File, home: Path, code: str, *, ane
                 store, sweep = RowStore(folder, job | {"tile": tile}, anew=True), predictor.sweep(grid)
         for done in _noting_room(sweep.rows(picture, store.begin)):
             store.add(done, sweep.state(done.row), picture.size)
-            trim_heap()
             tell(f"{file.title}: {done.row + 1} of {len(grid.rows)} rows of tiles")
         tell("")
         result = LargeResult(

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from kirie.boxes import of_mask
 from kirie.classes import Classes
 from kirie.cleanup import CleanupSettings, RegionRules, clean
+from kirie.counting import occurrences
 from kirie.errors import KirieError, WriteError
 from kirie.files import whole_file, write_text
 from kirie.masks import Crop, Masks
@@ -214,7 +215,7 @@ class LargeResult:
         found: dict[int, Stuff] = {}
         for top, ids in zip(range(0, self.size[0], BAND), self.ids(), strict=True):
             free = np.where(ids == 0, self.map(top, top + len(ids)), self.classes.void)
-            counts = np.bincount(free.ravel(), minlength=len(self.classes))[: len(self.classes)]
+            counts = occurrences(free, self.classes.void + 1)[: len(self.classes)]
             for label in np.flatnonzero(counts).tolist():
                 left, upper, right, lower = of_mask(free == label) or (0, 0, 0, 0)
                 box = (left, top + upper, right, top + lower)

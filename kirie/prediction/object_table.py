@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from kirie.counting import occurrences
 from kirie.masks import Crop
 from kirie.prediction.picture_files import Run, Write
 from kirie.prediction.predicted import Predicted
@@ -41,7 +42,6 @@ _LENGTHS[[5, 7, 15, 17, 25, 27]] = 1
 _LENGTHS[[21, 33]] = math.sqrt(2)
 _LENGTHS[[13, 23]] = (1 + math.sqrt(2)) / 2
 _NEIGHBOURS = np.array([[10, 2, 10], [2, 1, 2], [10, 2, 10]], np.uint8)
-_AT_ONCE = 2**20  # pixels; NumPy counts numbers of 8 bytes, copies of what it is given
 
 
 @contextmanager
@@ -124,11 +124,8 @@ def _perimeter(bits: npt.NDArray[np.bool_]) -> float:
     full = np.pad(bits, 1).view(np.uint8)
     cross = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.uint8)
     border = full - cv2.erode(full, cross, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    around = cv2.filter2D(border, -1, _NEIGHBOURS, borderType=cv2.BORDER_CONSTANT)
-    flat = around.ravel()
-    parts = (flat[begin : begin + _AT_ONCE] for begin in range(0, flat.size, _AT_ONCE))
-    counts = sum(np.bincount(part, minlength=len(_LENGTHS)) for part in parts)
-    return float(counts @ _LENGTHS)
+    around = np.asarray(cv2.filter2D(border, -1, _NEIGHBOURS, borderType=cv2.BORDER_CONSTANT), np.uint8)
+    return float(occurrences(around, len(_LENGTHS)) @ _LENGTHS)
 
 
 def convex_area(bits: npt.NDArray[np.bool_]) -> int:

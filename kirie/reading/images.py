@@ -16,6 +16,7 @@ import numpy.typing as npt
 import tifffile
 from PIL import Image, TiffImagePlugin
 
+from kirie.counting import occurrences
 from kirie.errors import KirieError
 from kirie.reading.headers import (
     IMAGE_SUFFIXES,
@@ -272,7 +273,7 @@ def stretched_together(channels: int, is_color: bool) -> list[slice]:
 def spread(plane: Pixels) -> tuple[float, float]:
     """The 0.1 % and the 99.9 % percentile of numbers; the least and the most where these are equal."""
     if plane.dtype == np.uint16:
-        return counted_spread(np.bincount(plane.ravel(), minlength=65536))
+        return counted_spread(occurrences(plane, 65536))
     values = plane.astype(np.float64)
     finite = values[np.isfinite(values)]
     if not finite.size:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import tifffile
 
+from kirie.counting import occurrences
 from kirie.errors import KirieError
 from kirie.reading.georeference import TAGS, Tag
 from kirie.reading.headers import MAX_PIXELS, damaged, decoding, first_series
@@ -106,7 +107,7 @@ class LargePicture:
             counts = [np.zeros(65536, np.int64) for _ in together]
             for pixels in self._bands(1):
                 for count, here in zip(counts, together, strict=True):
-                    count += np.bincount(pixels[..., here].ravel(), minlength=65536)
+                    count += occurrences(pixels[..., here], 65536)
             return [counted_spread(count) if count.any() else (0.0, 0.0) for count in counts]
         every = max(1, height * width // SAMPLE)
         rows = [pixels[::every].reshape(-1, pixels.shape[2]).copy() for pixels in self._bands(every)]

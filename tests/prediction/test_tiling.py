@@ -306,6 +306,21 @@ def test_freed_memory_goes_back_to_the_system():
     assert all(block.all() for block in blocks)
 
 
+def test_it_goes_back_within_wide_rows_and_after_each(monkeypatch):
+    events = []
+    add = Sweep._add
+    monkeypatch.setattr(Sweep, "_add", lambda *given: (events.append("window"), add(*given)))
+    monkeypatch.setattr("kirie.prediction.sweep.trim_heap", lambda: events.append("trim"))
+    picture = painted(blobs((128, 64 * 5), seed=8), 8)
+    monkeypatch.setattr("kirie.prediction.sweep.TRIM_EVERY", 0)
+    tiled(colour_unet(), overlap=0)([picture])
+    assert events == (["window", "trim"] * 5 + ["trim"]) * 2
+    events.clear()
+    monkeypatch.setattr("kirie.prediction.sweep.TRIM_EVERY", 3600)  # a fast device does not pay for each window
+    tiled(colour_unet(), overlap=0)([picture])
+    assert events == (["window"] * 5 + ["trim"]) * 2
+
+
 def test_one_picture_in_python_and_words_for_tiles():
     picture = painted(blobs((90, 140), seed=8), 8)
     model = colour_unet()

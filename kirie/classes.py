@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from kirie.counting import occurrences
 from kirie.errors import KirieError
 
 BACKGROUND = "background"
@@ -153,7 +154,7 @@ class Classes:
         if ids.dtype not in (np.uint8, np.uint16):
             raise KirieError(f"Label files hold 8- or 16-bit whole numbers; got {ids.dtype}.")
         table = self._table16
-        counts = np.bincount(ids.ravel())
+        counts = occurrences(ids, 256 if ids.dtype == np.uint8 else 65536)
         present = np.flatnonzero(counts)
         unknown = {int(i): int(counts[i]) for i in present[table[present] < 0]}
         dtype = np.uint8 if self.void == 255 else np.int32

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kirie.classes import BACKGROUND, Classes
+from kirie.counting import occurrences
 from kirie.errors import KirieError
 from kirie.masks import Crop, Masks
 from kirie.results import Instances, PanopticMap, Segment, SemanticMap, to_semantic
@@ -204,7 +205,7 @@ def _fill(
     """Gives each class of stuff the free pixels that have it, in place; its segments."""
     void = semantic.classes.void
     free = np.where(ids == 0, semantic.labels, void)
-    counts = np.bincount(free.ravel(), minlength=void + 1)
+    counts = occurrences(free, void + 1)
     table = np.zeros(void + 1, np.int32)
     segments: list[Segment] = []
     for label, panoptic in enumerate(stuff):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kirie.errors import KirieError
-from kirie.models.memory import trim_heap
+from kirie.models.memory import HeapTrimmer
 from kirie.prediction.blending import Blend, Choice, Rows
 from kirie.prediction.grid import Grid
 from kirie.prediction.pictures import Picture
@@ -18,8 +17,6 @@ from kirie.prediction.predictor import Predicts, in_batches, read_ahead
 from kirie.prediction.stitching import Found, Stitcher
 from kirie.reading.windows import LargePicture
 from kirie.results import PanopticMap, to_instances
-
-TRIM_EVERY = 0.2  # seconds: a wide row takes minutes, and some milliseconds of each 200 are no more than 2 or 3 %
 
 
 class Done(NamedTuple):
@@ -64,26 +61,24 @@ class Sweep:
     def rows(self, picture: LargePicture, begin: int = 0) -> Iterator[Done]:
         """What is final after each row of windows, from the row `begin` on.
 
-        Windows that cannot be read have neither labels (void) nor objects, and are told.
+        Windows that cannot be read have neither labels (void) nor objects, and are told. Memory that is freed on the
+        way is given back to the system.
 
         Raises:
             KirieError: when the predictor cannot do a window.
         """
         grid = self._grid
-        trimmed = time.monotonic()
+        trim = HeapTrimmer()  # a wide row takes minutes, and what its windows free lies between what is kept
         coming = read_ahead(lambda index: self._read(picture, begin + index), len(grid.rows) - begin, ahead=1)
         for row, (windows, unread) in enumerate(coming, begin):
             there = [(column, window) for column, window in enumerate(windows) if window is not None]
             answers = self._answers(there)
             for column, window in enumerate(windows):
                 self._add(row, column, None if window is None else next(answers))
-                if time.monotonic() - trimmed >= TRIM_EVERY:
-                    trim_heap()
-                    trimmed = time.monotonic()
+                trim()
             map_rows = None if self._map is None else self._map.end_row(row)
             found = None if self._objects is None else self._objects.end_row(row)
             yield Done(row, map_rows, found, unread)
-            trim_heap()
 
     def _answers(self, windows: Sequence[tuple[int, Picture]]) -> Iterator[Any]:
         for batch in in_batches(windows, self._predictor.batch_size):

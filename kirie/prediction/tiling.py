@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kirie.cleanup import CleanupSettings, clean
+from kirie.counting import occurrences
 from kirie.errors import KirieError
 from kirie.masks import Masks
 from kirie.prediction.grid import Grid
@@ -134,11 +135,11 @@ def panoptic(things: Instances, stuff: npt.NDArray[Any], least: int) -> Panoptic
         least: pixels that a class of stuff has in all, or it is void.
     """
     ids = id_map(things)
-    areas = np.bincount(ids.ravel(), minlength=len(things) + 1)
+    areas = occurrences(ids, len(things) + 1)
     rows = enumerate(zip(things.labels.tolist(), things.scores.tolist(), strict=True), 1)
     segments = [Segment(i, label, True, score, int(areas[i])) for i, (label, score) in rows if areas[i]]
     free = np.where(ids == 0, stuff, things.classes.void)
-    counts = np.bincount(free.ravel(), minlength=len(things.classes))
+    counts = occurrences(free, things.classes.void + 1)
     for label in range(len(things.classes)):
         if counts[label] >= max(least, 1):
             number = len(things) + 1 + label

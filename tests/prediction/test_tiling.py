@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -306,19 +307,24 @@ def test_freed_memory_goes_back_to_the_system():
     assert all(block.all() for block in blocks)
 
 
-def test_it_goes_back_within_wide_rows_and_after_each(monkeypatch):
-    events = []
-    add = Sweep._add
-    monkeypatch.setattr(Sweep, "_add", lambda *given: (events.append("window"), add(*given)))
-    monkeypatch.setattr("kirie.prediction.sweep.trim_heap", lambda: events.append("trim"))
-    picture = painted(blobs((128, 64 * 5), seed=8), 8)
-    monkeypatch.setattr("kirie.prediction.sweep.TRIM_EVERY", 0)
-    tiled(colour_unet(), overlap=0)([picture])
-    assert events == (["window", "trim"] * 5 + ["trim"]) * 2
-    events.clear()
-    monkeypatch.setattr("kirie.prediction.sweep.TRIM_EVERY", 3600)  # a fast device does not pay for each window
-    tiled(colour_unet(), overlap=0)([picture])
-    assert events == (["window"] * 5 + ["trim"]) * 2
+@pytest.mark.parametrize("slow, window, first, every", [(0, 1 / 16, 4, 4), (0, 1 / 4, 1, 1), (1 / 32, 1 / 8, 2, 10)])
+def test_it_goes_back_as_windows_are_done_but_seldom(slow, window, first, every, monkeypatch):
+    clock, done, trims, add = [0.0], [], [], Sweep._add
+
+    def adding(*given):
+        clock[0] += window
+        done.append(given)
+        add(*given)
+
+    def trimming():
+        clock[0] += slow
+        trims.append(len(done))
+
+    monkeypatch.setattr(Sweep, "_add", adding)
+    monkeypatch.setattr("kirie.models.memory.trim_heap", trimming)
+    monkeypatch.setattr("kirie.models.memory.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    tiled(colour_unet(), overlap=0)([painted(blobs((64, 64 * 40), seed=8), 8)])
+    assert trims == list(range(first, 41, every))
 
 
 def test_one_picture_in_python_and_words_for_tiles():

@@ -2,6 +2,7 @@ import io
 import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import cv2
@@ -18,6 +19,7 @@ from kirie.reading.images import (
     palette_colors,
     read_image,
     read_label_file,
+    stretch,
 )
 from kirie.reading.windows import open_large
 
@@ -111,6 +113,19 @@ def test_16_bits_are_stretched_between_their_percentiles(tmp_path, name, shape):
     assert read.std() > 60  # dividing by 256 would leave 0..11
     facts = image_facts(tmp_path / name)
     assert (facts.bits, facts.channels) == (16, 3 if pixels.ndim == 3 else 1)
+
+
+def test_stretching_takes_a_few_bytes_for_each_number():
+    pixels = np.full((2000, 2000, 3), 300, np.uint16)
+    pixels[:1000] = 900
+    tracemalloc.start()
+    try:
+        stretched = stretch(pixels, is_color=True, has_alpha=False)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak / pixels.size < 4  # counted at once it would be 9
+    assert (stretched[:1000] == 255).all() and not stretched[1000:].any()
 
 
 def test_float_constant_and_broken_numbers(tmp_path):

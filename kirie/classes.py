@@ -154,7 +154,7 @@ class Classes:
         if ids.dtype not in (np.uint8, np.uint16):
             raise KirieError(f"Label files hold 8- or 16-bit whole numbers; got {ids.dtype}.")
         table = self._table16
-        counts = occurrences(ids, 256 if ids.dtype == np.uint8 else 65536)
+        counts = occurrences(ids, int(ids.max(initial=0)) + 1)
         present = np.flatnonzero(counts)
         unknown = {int(i): int(counts[i]) for i in present[table[present] < 0]}
         dtype = np.uint8 if self.void == 255 else np.int32
